@@ -1,0 +1,127 @@
+"""What a verb works on, and who asked for it.
+
+Store owner and root may do all; the owner of an agent's folder that agent's
+verbs; others only read, and only what modes let them read.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from kaifs.base.errors import AccessDeniedError
+from kaifs.base.types import RootId
+from kaifs.meta.records import AgentRecord, InodeRecord, RootState
+from kaifs.store.store import Store
+from kaifs.tree.forest import Forest
+from kaifs.tree.tree import Tree
+
+READ = 4
+WRITE = 2
+SEARCH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The user who asked for a verb, as the system vouches for it."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A store that is open, and the caller whose rights count."""
+
+    store: Store
+    forest: Forest
+    caller: Caller
+    mountpoint: Path | None = None
+    """Where the whole store is mounted, if it is."""
+
+    def owns_store(self) -> bool:
+        """Return whether the caller may do everything."""
+        return self.caller.uid in (0, os.stat(self.store.path).st_uid)
+
+    def require_maker(self) -> None:
+        """Check that the caller may add an agent.
+
+        Raises:
+            AccessDeniedError: the store's folder is not theirs to write to.
+        """
+        status = os.stat(self.store.path)
+        if not self.owns_store() and not _allows(
+            self.caller, status.st_uid, status.st_gid, status.st_mode, WRITE | SEARCH
+        ):
+            raise AccessDeniedError("only the store's owner adds agents")
+
+    def require_owner(self, agent: AgentRecord) -> None:
+        """Check that the caller may change *agent*.
+
+        Raises:
+            AccessDeniedError: they own neither the store nor the agent.
+        """
+        if self.caller.uid != agent.uid and not self.owns_store():
+            raise AccessDeniedError(agent.name)
+
+    def require_reader(self, agent: AgentRecord) -> None:
+        """Check that the caller may look into *agent*.
+
+        Raises:
+            AccessDeniedError: the mode of the agent's folder keeps them out.
+        """
+        if not self._may_all(agent) and not _allows(
+            self.caller, agent.uid, agent.gid, agent.mode, READ | SEARCH
+        ):
+            raise AccessDeniedError(agent.name)
+
+    def require_content(self, agent: AgentRecord, root: RootId) -> None:
+        """Check that modes let the caller read every file of *root*. O(files) for strangers.
+
+        Raises:
+            AccessDeniedError: one is closed to them; it is named.
+        """
+        self.require_reader(agent)
+        if self._may_all(agent):
+            return
+        for found in self.forest.tree(root).walk():
+            if not _may_read(self.caller, found.inode):
+                name = os.fsdecode(found.path) or "its top folder"
+                raise AccessDeniedError(f"{agent.name}: {name}")
+
+    def _may_all(self, agent: AgentRecord) -> bool:
+        return self.caller.uid == agent.uid or self.owns_store()
+
+    @contextmanager
+    def frozen(self, root: RootId) -> Iterator[Tree]:
+        """Lend the tree of *root* as it is now: later changes and gc do not touch it. O(1)."""
+        clone = self.store.clone_root(root, RootState.BUILDING)
+        try:
+            yield self.forest.tree(clone)
+        finally:
+            self.store.drop_root(clone)
+
+
+def _may_read(caller: Caller, inode: InodeRecord) -> bool:
+    kind = stat.S_IFMT(inode.mode)
+    if kind == stat.S_IFDIR:
+        return _allows(caller, inode.uid, inode.gid, inode.mode, READ | SEARCH)
+    if kind == stat.S_IFREG:
+        return _allows(caller, inode.uid, inode.gid, inode.mode, READ)
+    return True
+
+
+def _allows(caller: Caller, uid: int, gid: int, mode: int, wanted: int) -> bool:
+    """Return whether permission bits *mode* grant *wanted*, as path_resolution(7) has it.
+
+    Supplementary groups are not known here; they count as others.
+    """
+    if caller.uid == uid:
+        granted = mode >> 6
+    elif caller.gid == gid:
+        granted = mode >> 3
+    else:
+        granted = mode
+    return granted & wanted == wanted

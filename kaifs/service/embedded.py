@@ -1,0 +1,76 @@
+"""Runs a verb on a store in this process, when no daemon serves it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from kaifs.service.context import Caller, Context
+from kaifs.service.steps import OnOutput, OnProgress, Output, Progress, Source, Want
+from kaifs.service.verbs import VERBS, Verb
+from kaifs.store.store import Store
+from kaifs.tree.forest import Forest
+
+
+def run_embedded(
+    store_path: Path,
+    verb: str,
+    params: msgspec.Struct,
+    *,
+    source: Source | None = None,
+    on_progress: OnProgress | None = None,
+    on_output: OnOutput | None = None,
+) -> Any:
+    """Open the store, run *verb*, make it durable, close, and return the verb's result.
+
+    Whatever ends it early, an error or Ctrl-C, leaves the store as it was.
+
+    Raises:
+        KaifsError: the verb refuses, or the store cannot be opened.
+    """
+    found = VERBS[verb]
+    store = Store.open(store_path)
+    try:
+        context = Context(store, Forest(store), Caller(os.getuid(), os.getgid()))
+        result = run(context, found, params, source, on_progress, on_output)
+        if found.changes:
+            store.commit()
+        else:
+            store.abandon()
+    except BaseException:
+        store.abandon()
+        raise
+    finally:
+        store.close(commit=False)
+    return result
+
+
+def run(
+    context: Context,
+    verb: Verb,
+    params: msgspec.Struct,
+    source: Source | None = None,
+    on_progress: OnProgress | None = None,
+    on_output: OnOutput | None = None,
+) -> Any:
+    """Run *verb* to its end on a store that is open, and return its result."""
+    steps = verb.run(context, params)
+    try:
+        step = next(steps)
+        while True:
+            answer = None
+            match step:
+                case Want():
+                    assert source is not None, "the verb wants a source"
+                    # None tells the verb that the source ended before its End.
+                    answer = next(source, None)
+                case Progress() if on_progress is not None:
+                    on_progress(step)
+                case Output(payload=payload) if on_output is not None:
+                    on_output(payload)
+            step = steps.send(answer)
+    except StopIteration as stop:
+        return stop.value
+    finally:
+        steps.close()

@@ -1,0 +1,69 @@
+"""The verbs by name, each module imported when its verb is first asked for."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final
+
+import msgspec
+
+from kaifs.service.context import Context
+from kaifs.service.steps import Item, Step
+
+Run = Callable[[Context, Any], Generator[Step, Item | None, msgspec.Struct]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """How a verb is run. Its module has `Params`, `Result` and `run`."""
+
+    name: str
+    module: str
+    flush: bool = False
+    """It looks at what programs have written: needs a barrier first."""
+    changes: bool = False
+    """It changes the store: needs a commit before its result is told."""
+
+    @property
+    def params(self) -> type[msgspec.Struct]:
+        """The type of its parameters."""
+        found: type[msgspec.Struct] = self._load().Params
+        return found
+
+    @property
+    def result(self) -> type[msgspec.Struct]:
+        """The type of its result."""
+        found: type[msgspec.Struct] = self._load().Result
+        return found
+
+    @property
+    def run(self) -> Run:
+        """Makes the generator that does it."""
+        found: Run = self._load().run
+        return found
+
+    def _load(self) -> Any:
+        return import_module(f"kaifs.service.{self.module}")
+
+
+VERBS: Final = {
+    verb.name: verb
+    for verb in (
+        Verb("diff", "diff", flush=True),
+        Verb("discard", "discard", changes=True),
+        Verb("export", "export", flush=True),
+        Verb("fsck", "fsck", flush=True),
+        Verb("gc", "gc", flush=True, changes=True),
+        Verb("import", "import_", changes=True),
+        Verb("list", "list_"),
+        Verb("manifest", "manifest", flush=True),
+        Verb("remove", "remove", changes=True),
+        Verb("rollback", "rollback", flush=True, changes=True),
+        Verb("seal", "seal", flush=True, changes=True),
+        Verb("show", "show", flush=True),
+        Verb("snapshot", "snapshot", flush=True, changes=True),
+        Verb("snapshots", "snapshots"),
+        Verb("status", "status"),
+    )
+}
+"""Every verb that works on an open store."""
