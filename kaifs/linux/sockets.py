@@ -1,0 +1,84 @@
+"""Local sockets at paths of any length, and who is at the other end.
+
+A socket's address holds 108 bytes. The kernel resolves it like any path, so a
+long one is shortened to `/proc/self/fd/N/NAME` with N the folder's descriptor.
+"""
+
+import contextlib
+import os
+import secrets
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_CREDENTIALS: Final = struct.Struct("=iII")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who was at the other end when the connection was made. Source: unix(7), SO_PEERCRED."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Return the credentials of the other end of *connection*, as the kernel knows them."""
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(packed)
+    return Peer(pid, uid, gid)
+
+
+def listen_at(path: Path, mode: int, backlog: int = 64) -> socket.socket:
+    """Return a listening stream socket at *path*, replacing what is there.
+
+    The name appears only when the socket listens and has *mode*, so nobody
+    finds it half made.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    temporary = f".{secrets.token_hex(6)}.sock"
+    try:
+        with _opened(path.parent) as folder:
+            listener.bind(f"/proc/self/fd/{folder}/{temporary}")
+            try:
+                os.chmod(temporary, mode, dir_fd=folder)
+                listener.listen(backlog)
+                os.rename(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def connect_to(path: Path, timeout_s: float | None = None) -> socket.socket:
+    """Return a stream connected to the socket at *path*.
+
+    Raises:
+        OSError: ENOENT or ECONNREFUSED if nobody listens there.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.settimeout(timeout_s)
+        with _opened(path.parent) as folder:
+            connection.connect(f"/proc/self/fd/{folder}/{path.name}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
