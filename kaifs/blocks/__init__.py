@@ -1,0 +1,1 @@
+"""Payload: append-only checksummed segments, chunking, compression."""

@@ -1,0 +1,57 @@
+"""How payload is stored in a segment: as it is, or as one zstd frame."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from kaifs.base.errors import ChecksumMismatchError
+
+MIN_GAIN: Final = 8
+"""A compressed payload is kept only if it saves at least one part in so many."""
+
+
+class Codec(IntEnum):
+    """The codec byte of a block."""
+
+    NONE = 0
+    ZSTD = 1
+
+
+class Compressor:
+    """Encodes payload for a store's `compress=` option. Not for several threads at once."""
+
+    def __init__(self, level: int | None) -> None:
+        """Compress with zstd at *level*, or not at all if it is None."""
+        self._level = level
+        self._compress = None
+        if level is not None:
+            import zstandard
+
+            self._compress = zstandard.ZstdCompressor(level=level, write_content_size=True).compress
+
+    def encode(self, payload: bytes) -> tuple[Codec, bytes]:
+        """Return the codec chosen for *payload* and the bytes to store."""
+        if self._compress is not None:
+            packed = self._compress(payload)
+            if len(packed) <= len(payload) - len(payload) // MIN_GAIN - 1:
+                return Codec.ZSTD, packed
+        return Codec.NONE, payload
+
+
+def decode(codec: int, stored: bytes, size: int) -> bytes:
+    """Return the *size* bytes of payload that *stored* encodes.
+
+    Raises:
+        ChecksumMismatchError: *stored* cannot be decoded.
+    """
+    if codec == Codec.NONE:
+        return stored
+    if codec != Codec.ZSTD:
+        raise ChecksumMismatchError(f"unknown codec {codec}")
+    import zstandard
+
+    try:
+        return zstandard.ZstdDecompressor().decompress(stored, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise ChecksumMismatchError(f"block cannot be decompressed: {error}") from error

@@ -1,0 +1,1 @@
+"""LMDB tables and the records in them. The only importer of lmdb."""

@@ -1,0 +1,177 @@
+"""The LMDB environment: tables, short reads, one atomic synced write for each commit.
+
+Every value is stored behind its xxh3-64, because LMDB does not notice a
+flipped byte. No read transaction outlives the call that opened it: one open
+reader makes the file grow with every commit.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from kaifs.base.errors import NoSpaceError, StoreDamagedError, StoreIOError
+from kaifs.meta.records import protect, unprotect
+
+LMDB_ENGINE: Final = 0
+"""Major version of the engine. 0.9 is what the format is made with; py-lmdb also ships 1.0."""
+MAP_SIZE: Final = 64 << 30
+"""Bytes of address space first reserved. The file itself grows only as it is used."""
+
+
+class Table(StrEnum):
+    """The tables. Their names in LMDB are these."""
+
+    META = "meta"
+    NODES = "nodes"
+    BLOCKS = "blocks"
+    DIGESTS = "digests"
+    SEGMENTS = "segments"
+    ROOTS = "roots"
+    AGENTS = "agents"
+    VERSIONS = "versions"
+    SNAPSHOTS = "snapshots"
+    UNFINISHED = "unfinished"
+
+
+Changes = Mapping[Table, Mapping[bytes, bytes | None]]
+"""For each table, keys with their new record; None deletes."""
+
+
+class Database:
+    """An open LMDB environment. Not across fork."""
+
+    def __init__(self, folder: Path, *, map_size: int = MAP_SIZE, create: bool = False) -> None:
+        """Open the environment in *folder*.
+
+        Raises:
+            StoreIOError: the system refuses.
+            StoreDamagedError: LMDB does not accept the files.
+        """
+        self._map_size = map_size
+        try:
+            self._env = lmdb.Environment(
+                str(folder),
+                map_size=map_size,
+                max_dbs=len(Table) + 4,
+                create=create,
+                mode=0o600,
+                # Pages are read at random; read-ahead would only waste memory.
+                readahead=False,
+                max_spare_txns=4,
+                lib_version=LMDB_ENGINE,
+            )
+            self._tables = {
+                table: self._env.open_db(table.value.encode(), create=create) for table in Table
+            }
+        except (lmdb.DiskError, PermissionError, FileNotFoundError) as error:
+            raise StoreIOError(str(error)) from error
+        except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
+            raise StoreDamagedError(f"index: {error}") from error
+        except (lmdb.NotFoundError, lmdb.ReadonlyError) as error:
+            raise StoreDamagedError(f"index lacks a table: {error}") from error
+        except lmdb.Error as error:
+            raise _io_error(error) from error
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._env.close()
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        """Return the record at *key*, None if there is none.
+
+        Raises:
+            StoreDamagedError: its checksum is wrong.
+        """
+        with self._env.begin(buffers=True) as txn:
+            value = txn.get(key, db=self._tables[table])
+            if value is None:
+                return None
+            return unprotect(value, f"{table} {key.hex()}")
+
+    def scan(self, table: Table, start: bytes = b"", limit: int | None = None) -> list[bytes]:
+        """Return up to *limit* keys from *start* on, in order, without their records."""
+        with self._env.begin(buffers=False) as txn, txn.cursor(self._tables[table]) as cursor:
+            if not cursor.set_range(start):
+                return []
+            keys: list[bytes] = []
+            for key in cursor.iternext(keys=True, values=False):
+                if limit is not None and len(keys) >= limit:
+                    break
+                keys.append(bytes(key))
+            return keys
+
+    def keys_with_prefix(self, table: Table, prefix: bytes) -> list[bytes]:
+        """Return all keys that begin with *prefix*, in order."""
+        with self._env.begin(buffers=False) as txn, txn.cursor(self._tables[table]) as cursor:
+            keys: list[bytes] = []
+            if cursor.set_range(prefix):
+                for key in cursor.iternext(keys=True, values=False):
+                    if not key.startswith(prefix):
+                        break
+                    keys.append(bytes(key))
+            return keys
+
+    def count(self, table: Table) -> int:
+        """Return the number of records in *table*."""
+        with self._env.begin() as txn:
+            return txn.stat(self._tables[table])["entries"]
+
+    def write(self, changes: Changes) -> None:
+        """Apply *changes* in one transaction that is on disk when this returns.
+
+        Blocks for the disk. A map that is full is doubled and the whole
+        transaction made again.
+
+        Raises:
+            NoSpaceError: the disk is full; nothing was changed.
+            StoreIOError: the system refuses; nothing was changed.
+        """
+        while True:
+            try:
+                with self._env.begin(write=True) as txn:
+                    for table, records in changes.items():
+                        database = self._tables[table]
+                        for key in sorted(records):
+                            record = records[key]
+                            if record is None:
+                                txn.delete(key, db=database)
+                            else:
+                                txn.put(key, protect(record), db=database)
+            except lmdb.MapFullError:
+                self._map_size *= 2
+                self._env.set_mapsize(self._map_size)
+            except lmdb.Error as error:
+                raise _io_error(error) from error
+            else:
+                return
+
+    def file_size(self) -> int:
+        """Return the bytes in use by the environment's pages."""
+        return (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+
+    def engine_version(self) -> str:
+        """Return the version of the LMDB engine, such as `0.9.36`."""
+        return ".".join(map(str, self._env.lib_version()))
+
+    def damaged_keys(self, table: Table) -> Iterator[bytes]:
+        """Yield the keys of *table* whose record has a wrong checksum, in order."""
+        start = b""
+        while keys := self.scan(table, start, 1000):
+            for key in keys:
+                try:
+                    self.get(table, key)
+                except StoreDamagedError:
+                    yield key
+            start = keys[-1] + b"\x00"
+
+
+def _io_error(error: lmdb.Error) -> NoSpaceError | StoreIOError:
+    if getattr(error, "code", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error):
+        return NoSpaceError(str(error))
+    return StoreIOError(str(error))

@@ -1,0 +1,1 @@
+"""Atomicity: epochs, the registry of roots, the superblock, liveness and checks."""

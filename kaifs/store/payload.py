@@ -1,0 +1,217 @@
+"""Blocks by id: deduplicated when written, verified when read.
+
+The index leads from the xxh3-128 of a payload to the blocks that have it. That
+hash is not collision-resistant and agents are not trusted, so a hit counts
+only after the old block's checksum was verified and its bytes were compared.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Protocol
+
+from kaifs.base.digest import checksum
+from kaifs.base.errors import ChecksumMismatchError
+from kaifs.base.types import BlockId, SegmentId
+from kaifs.blocks.compression import Compressor, decode
+from kaifs.blocks.segments import RecordHeader, Segments, record_size
+from kaifs.meta.database import Table
+from kaifs.meta.records import BLOCK, BlockRecord
+from kaifs.store.pending import Pending
+
+_RECORD_CACHE = 16384
+
+
+class Counters(Protocol):
+    """Where new ids come from."""
+
+    block: int
+    segment: int
+
+
+def block_key(block: BlockId) -> bytes:
+    """Return the key of a block in BLOCKS."""
+    return block.to_bytes(8, "big")
+
+
+def split_ids(value: bytes | None) -> list[BlockId]:
+    """Return the block ids in a record of DIGESTS: 8 bytes big-endian each."""
+    ids = value or b""
+    return [BlockId(int.from_bytes(ids[i : i + 8], "big")) for i in range(0, len(ids), 8)]
+
+
+class Payload:
+    """The block store: segments, the index of blocks, a cache of verified payloads."""
+
+    def __init__(
+        self,
+        pending: Pending,
+        segments: Segments,
+        counters: Counters,
+        compressor: Compressor,
+        live: dict[SegmentId, int],
+        cache_bytes: int,
+    ) -> None:
+        self._pending = pending
+        self._segments = segments
+        self._counters = counters
+        self._compressor = compressor
+        self._cache_bytes = cache_bytes
+        self._cached = 0
+        self._cache: OrderedDict[BlockId, bytes] = OrderedDict()
+        self._records: dict[BlockId, BlockRecord] = {}
+        self.live = live
+        """Bytes of each segment that records of blocks in the index take up."""
+        self.revived: set[BlockId] | None = None
+        """While gc runs: the old blocks that were named anew."""
+
+    def put(self, payload: bytes) -> BlockId:
+        """Return a block with exactly these bytes, an old one if there is one.
+
+        Raises:
+            NoSpaceError: the disk is full.
+        """
+        digest = checksum(payload)
+        ids = split_ids(self._pending.get(Table.DIGESTS, digest))
+        damaged = []
+        for block in ids:
+            try:
+                same = self.read(block) == payload
+            except ChecksumMismatchError:
+                # Never lean on a damaged block; what comes next is written anew.
+                damaged.append(block)
+                continue
+            if same:
+                if self.revived is not None:
+                    self.revived.add(block)
+                return block
+        block = self._append(payload, digest)
+        healthy = [old for old in ids if old not in damaged]
+        # Healthy blocks first, so that a damaged one is not read on every hit.
+        index = b"".join(map(block_key, [*healthy, block, *damaged]))
+        self._pending.put(Table.DIGESTS, digest, index)
+        return block
+
+    def _append(self, payload: bytes, digest: bytes) -> BlockId:
+        codec, stored = self._compressor.encode(payload)
+        block = BlockId(self._counters.block)
+        header = RecordHeader(block, codec, len(stored), len(payload), digest)
+        segment, offset = self._append_record(header, stored)
+        self._counters.block += 1
+        self._set_record(
+            block, BlockRecord(segment, offset, len(stored), len(payload), codec, digest)
+        )
+        return block
+
+    def _append_record(self, header: RecordHeader, stored: bytes) -> tuple[SegmentId, int]:
+        if self._segments.needs_new:
+            fresh = SegmentId(self._counters.segment)
+            self._counters.segment += 1
+            self._segments.start(fresh)
+            self.live[fresh] = 0
+        segment, offset = self._segments.append(header, stored)
+        self.live[segment] += record_size(header.stored_size)
+        return segment, offset
+
+    def _set_record(self, block: BlockId, record: BlockRecord) -> None:
+        self._pending.put(Table.BLOCKS, block_key(block), BLOCK.encode(record))
+        self._remember(block, record)
+
+    def _remember(self, block: BlockId, record: BlockRecord) -> None:
+        if len(self._records) >= _RECORD_CACHE:
+            self._records.clear()
+        self._records[block] = record
+
+    def record(self, block: BlockId) -> BlockRecord:
+        """Return where *block* is.
+
+        Raises:
+            ChecksumMismatchError: the index does not have it.
+        """
+        record = self._records.get(block)
+        if record is None:
+            value = self._pending.get(Table.BLOCKS, block_key(block))
+            if value is None:
+                raise ChecksumMismatchError(f"block {block} is missing")
+            record = BLOCK.decode(value)
+            self._remember(block, record)
+        return record
+
+    def read(self, block: BlockId) -> bytes:
+        """Return the payload of *block*, verified.
+
+        Raises:
+            ChecksumMismatchError: it is missing or damaged.
+        """
+        payload = self._cache.get(block)
+        if payload is not None:
+            self._cache.move_to_end(block)
+            return payload
+        payload = self.read_stored(self.record(block))
+        self._cache[block] = payload
+        self._cached += len(payload)
+        while self._cached > self._cache_bytes:
+            _, dropped = self._cache.popitem(last=False)
+            self._cached -= len(dropped)
+        return payload
+
+    def read_stored(self, record: BlockRecord) -> bytes:
+        """Return the payload that *record* leads to, from the disk, verified.
+
+        Raises:
+            ChecksumMismatchError: it is damaged.
+        """
+        stored = self._segments.read_stored(record.segment, record.offset, record.stored_size)
+        payload = decode(record.codec, stored, record.size)
+        if len(payload) != record.size or checksum(payload) != record.checksum:
+            raise ChecksumMismatchError(
+                f"block in segment {record.segment} at {record.offset} is damaged"
+            )
+        return payload
+
+    def move(self, block: BlockId) -> bool:
+        """Append a copy of *block* and let the index lead there. For gc.
+
+        Returns:
+            Whether it could be moved: a damaged block stays where it is.
+        """
+        record = self.record(block)
+        try:
+            self.read_stored(record)
+            stored = self._segments.read_stored(record.segment, record.offset, record.stored_size)
+        except ChecksumMismatchError:
+            return False
+        header = RecordHeader(block, record.codec, record.stored_size, record.size, record.checksum)
+        segment, offset = self._append_record(header, stored)
+        self.live[record.segment] -= record_size(record.stored_size)
+        self._set_record(
+            block,
+            BlockRecord(
+                segment, offset, record.stored_size, record.size, record.codec, record.checksum
+            ),
+        )
+        return True
+
+    def forget(self, block: BlockId) -> int:
+        """Delete *block* from the index. Return the bytes that this frees in its segment."""
+        record = self.record(block)
+        self._records.pop(block, None)
+        cached = self._cache.pop(block, None)
+        if cached is not None:
+            self._cached -= len(cached)
+        self._pending.delete(Table.BLOCKS, block_key(block))
+        ids = split_ids(self._pending.get(Table.DIGESTS, record.checksum))
+        rest = [other for other in ids if other != block]
+        if rest:
+            self._pending.put(Table.DIGESTS, record.checksum, b"".join(map(block_key, rest)))
+        elif ids:
+            self._pending.delete(Table.DIGESTS, record.checksum)
+        freed = record_size(record.stored_size)
+        self.live[record.segment] -= freed
+        return freed
+
+    def abandon(self) -> None:
+        """Forget every cached block and record."""
+        self._cache.clear()
+        self._cached = 0
+        self._records.clear()

@@ -1,0 +1,486 @@
+"""Which agents, versions, snapshots and roots there are.
+
+Everything here is records of the running epoch: a change is seen at once and
+is durable with the next commit, all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from msgspec.structs import replace
+
+from kaifs.base.clock import Clock
+from kaifs.base.errors import (
+    AgentExistsError,
+    AgentNotFoundError,
+    BadNameError,
+    InvalidVersionError,
+    NoSpaceError,
+    SnapshotExistsError,
+    SnapshotNotFoundError,
+    StoreDamagedError,
+    VersionExistsError,
+)
+from kaifs.base.label import parse_label
+from kaifs.base.types import MAX_ROOT_ID, MAX_SLOT, NO_NODE, Generation, Ino, RootId, Slot
+from kaifs.meta.database import Table
+from kaifs.meta.records import (
+    AGENT,
+    ROOT,
+    SNAPSHOT,
+    VERSION,
+    AgentRecord,
+    RootKind,
+    RootRecord,
+    RootState,
+    SnapshotRecord,
+    VersionRecord,
+)
+from kaifs.store.changes import (
+    AgentAdded,
+    AgentRemoved,
+    Change,
+    HeadSwitched,
+    SnapshotAdded,
+    SnapshotRemoved,
+    SnapshotRenamed,
+    VersionAdded,
+    VersionRemoved,
+)
+from kaifs.store.nodes import Nodes
+from kaifs.store.pending import Pending
+from kaifs.store.roots import Root
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+NO_ROOT: Final = RootId(0)
+NO_SLOT: Final = Slot(0)
+
+
+def check_agent_name(name: str) -> None:
+    """Check that an agent may have this name.
+
+    Raises:
+        BadNameError: it may not.
+    """
+    if not _NAME.fullmatch(name) or name.startswith("s-"):
+        raise BadNameError(repr(name))
+
+
+def check_snapshot_name(name: str) -> None:
+    """Check that a snapshot may have this name.
+
+    Raises:
+        BadNameError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise BadNameError(repr(name))
+
+
+def root_key(root: RootId) -> bytes:
+    """Return the key of a root in ROOTS and UNFINISHED."""
+    return root.to_bytes(8, "big")
+
+
+def _owned(agent_id: int, name: str = "") -> bytes:
+    return agent_id.to_bytes(8, "big") + name.encode()
+
+
+class Registry:
+    """Agents, versions, snapshots and roots. Part of `Store`."""
+
+    clock: Clock
+    nodes: Nodes
+    _pending: Pending
+    _next_root: int
+    _next_slot: int
+    _next_agent: int
+    _next_generation: int
+
+    def __init__(self) -> None:
+        self._roots: dict[RootId, Root] = {}
+        self._agent_names: dict[int, str] = {}
+        self._least_generation = Generation(0)
+        self.on_change: Callable[[Change], None] = lambda change: None
+
+    # --- agents ------------------------------------------------------------------------
+
+    def agents(self) -> list[AgentRecord]:
+        """Return all agents, sorted by name."""
+        found = (self.find_agent(key.decode()) for key in self._pending.keys(Table.AGENTS))
+        return [agent for agent in found if agent is not None]
+
+    def find_agent(self, name: str) -> AgentRecord | None:
+        """Return the agent called *name*, None if there is none."""
+        value = self._pending.get(Table.AGENTS, name.encode()) if _NAME.fullmatch(name) else None
+        if value is None:
+            return None
+        agent = AGENT.decode(value)
+        self._agent_names[agent.agent_id] = name
+        return agent
+
+    def get_agent(self, name: str) -> AgentRecord:
+        """Return the agent called *name*.
+
+        Raises:
+            AgentNotFoundError: there is none.
+        """
+        agent = self.find_agent(name)
+        if agent is None:
+            raise AgentNotFoundError(name)
+        return agent
+
+    def agent_by_id(self, agent_id: int) -> AgentRecord | None:
+        """Return the agent with this id, None if there is none."""
+        name = self._agent_names.get(agent_id)
+        agent = self.find_agent(name) if name is not None else None
+        if agent is None or agent.agent_id != agent_id:
+            agent = next((one for one in self.agents() if one.agent_id == agent_id), None)
+        return agent
+
+    def add_agent(
+        self, name: str, uid: int, gid: int, head: Root, mode: int = 0o755
+    ) -> AgentRecord:
+        """Add an agent whose current is the tree of *head*, a root of nobody yet.
+
+        Raises:
+            BadNameError: no agent may be called that.
+            AgentExistsError: one is already.
+        """
+        check_agent_name(name)
+        if self.find_agent(name) is not None:
+            raise AgentExistsError(name)
+        now_ns = self.clock.now_ns()
+        agent_id = self._next_agent
+        self._next_agent += 1
+        agent = AgentRecord(agent_id, name, head.root_id, "", uid, gid, mode, now_ns, now_ns)
+        self.own_root(head, RootKind.HEAD, agent_id, "", self.new_slot())
+        self.put_agent(agent)
+        self.on_change(AgentAdded(agent_id, name))
+        return agent
+
+    def put_agent(self, agent: AgentRecord) -> None:
+        """Set an agent's record."""
+        self._pending.put(Table.AGENTS, agent.name.encode(), AGENT.encode(agent))
+        self._agent_names[agent.agent_id] = agent.name
+
+    def remove_agent(self, name: str) -> None:
+        """Take away an agent that has neither versions nor snapshots, with its current."""
+        agent = self.get_agent(name)
+        self.drop_root(agent.head)
+        if agent.superseded:
+            self.drop_root(agent.superseded)
+        self._pending.delete(Table.AGENTS, name.encode())
+        self._agent_names.pop(agent.agent_id, None)
+        self.on_change(AgentRemoved(agent.agent_id, name))
+
+    def _note_change_of(self, agent_id: int) -> AgentRecord | None:
+        agent = self.agent_by_id(agent_id)
+        if agent is not None:
+            agent = replace(agent, changed_ns=self.clock.now_ns())
+            self.put_agent(agent)
+        return agent
+
+    def switch_head(self, agent: AgentRecord, head: Root, version: str) -> AgentRecord:
+        """Let *agent*'s current show the tree of *head* from now on.
+
+        The old head keeps its slot and becomes superseded: readable, and gone
+        once nobody knows it. Inode numbers go on from the larger of the two, so
+        that none is used twice in the head's slot.
+        """
+        old = self.root(agent.head)
+        self.own_root(head, RootKind.HEAD, agent.agent_id, "", old.slot)
+        head.next_ino = Ino(max(head.next_ino, old.next_ino))
+        self.set_root_state(head, RootState.WRITABLE)
+        changed = replace(agent, head=head.root_id, version=version, changed_ns=self.clock.now_ns())
+        self.put_agent(changed)
+        self.on_change(HeadSwitched(agent.agent_id, old.root_id, head.root_id))
+        return changed
+
+    # --- versions ----------------------------------------------------------------------
+
+    def versions(self, agent_id: int) -> list[VersionRecord]:
+        """Return an agent's versions by growing precedence."""
+        keys = self._pending.keys(Table.VERSIONS, _owned(agent_id))
+        found = (self.find_version(agent_id, key[8:].decode()) for key in keys)
+        versions = [version for version in found if version is not None]
+        return sorted(versions, key=lambda version: parse_label(version.label))
+
+    def find_version(self, agent_id: int, label: str) -> VersionRecord | None:
+        """Return an agent's version, None if there is none with that label."""
+        if len(label) > 255 or not label:
+            return None
+        value = self._pending.get(Table.VERSIONS, _owned(agent_id, label))
+        return None if value is None else VERSION.decode(value)
+
+    def get_version(self, agent: AgentRecord, label: str) -> VersionRecord:
+        """Return the version *label* of *agent*.
+
+        Raises:
+            InvalidVersionError: there is none.
+        """
+        version = self.find_version(agent.agent_id, label)
+        if version is None:
+            raise InvalidVersionError(f"{agent.name}@{label}")
+        return version
+
+    def check_new_label(self, agent: AgentRecord, label: str) -> None:
+        """Check that *agent* can have a new version called *label*.
+
+        Raises:
+            BadLabelError: it is no label.
+            VersionExistsError: it is taken, or differs only in build metadata.
+        """
+        core = parse_label(label).core
+        for key in self._pending.keys(Table.VERSIONS, _owned(agent.agent_id, core)):
+            taken = key[8:].decode()
+            if taken.partition("+")[0] == core:
+                raise VersionExistsError(f"{agent.name}@{taken}")
+
+    def add_version(self, version: VersionRecord) -> None:
+        """Add a version whose root is sealed already."""
+        root = self.root(version.root)
+        assert root.state is RootState.SEALED, "a version's root is sealed"
+        self.own_root(root, RootKind.VERSION, version.agent_id, version.label, self.new_slot())
+        key = _owned(version.agent_id, version.label)
+        self._pending.put(Table.VERSIONS, key, VERSION.encode(version))
+        self._note_change_of(version.agent_id)
+        self.on_change(VersionAdded(version.agent_id, version.label))
+
+    def remove_version(self, agent_id: int, label: str) -> None:
+        """Take a version away; its tree stays readable for those who have it open."""
+        version = self.find_version(agent_id, label)
+        if version is not None:
+            self._pending.delete(Table.VERSIONS, _owned(agent_id, label))
+            self._retire(version.root)
+            self._note_change_of(agent_id)
+            self.on_change(VersionRemoved(agent_id, label))
+
+    # --- snapshots ---------------------------------------------------------------------
+
+    def snapshots(self, agent_id: int) -> list[SnapshotRecord]:
+        """Return an agent's snapshots, sorted by name."""
+        keys = self._pending.keys(Table.SNAPSHOTS, _owned(agent_id))
+        found = (self.find_snapshot(agent_id, key[8:].decode()) for key in keys)
+        return [snapshot for snapshot in found if snapshot is not None]
+
+    def find_snapshot(self, agent_id: int, name: str) -> SnapshotRecord | None:
+        """Return an agent's snapshot, None if there is none with that name."""
+        if not _NAME.fullmatch(name):
+            return None
+        value = self._pending.get(Table.SNAPSHOTS, _owned(agent_id, name))
+        return None if value is None else SNAPSHOT.decode(value)
+
+    def get_snapshot(self, agent: AgentRecord, name: str) -> SnapshotRecord:
+        """Return the snapshot *name* of *agent*.
+
+        Raises:
+            SnapshotNotFoundError: there is none.
+        """
+        snapshot = self.find_snapshot(agent.agent_id, name)
+        if snapshot is None:
+            raise SnapshotNotFoundError(f"{agent.name}/@snapshots/{name}")
+        return snapshot
+
+    def check_new_snapshot(self, agent: AgentRecord, name: str) -> None:
+        """Check that *agent* can have a new snapshot called *name*.
+
+        Raises:
+            BadNameError: no snapshot may be called that.
+            SnapshotExistsError: one is already.
+        """
+        check_snapshot_name(name)
+        if self.find_snapshot(agent.agent_id, name) is not None:
+            raise SnapshotExistsError(f"{agent.name}/@snapshots/{name}")
+
+    def add_snapshot(self, snapshot: SnapshotRecord) -> None:
+        """Add a snapshot; its root becomes writable, or sealed if it is read-only."""
+        root = self.root(snapshot.root)
+        slot = self.new_slot()
+        self.own_root(root, RootKind.SNAPSHOT, snapshot.agent_id, snapshot.name, slot)
+        sealed = RootState.SEALED if snapshot.read_only else RootState.WRITABLE
+        self.set_root_state(root, sealed)
+        self.put_snapshot(snapshot)
+        self._note_change_of(snapshot.agent_id)
+        self.on_change(SnapshotAdded(snapshot.agent_id, snapshot.name))
+
+    def put_snapshot(self, snapshot: SnapshotRecord) -> None:
+        """Set a snapshot's record."""
+        key = _owned(snapshot.agent_id, snapshot.name)
+        self._pending.put(Table.SNAPSHOTS, key, SNAPSHOT.encode(snapshot))
+
+    def rename_snapshot(self, snapshot: SnapshotRecord, name: str) -> SnapshotRecord:
+        """Give a snapshot another name, which must be free."""
+        self._pending.delete(Table.SNAPSHOTS, _owned(snapshot.agent_id, snapshot.name))
+        renamed = replace(snapshot, name=name)
+        self.put_snapshot(renamed)
+        root = self.root(snapshot.root)
+        self.own_root(root, RootKind.SNAPSHOT, snapshot.agent_id, name, root.slot)
+        self._note_change_of(snapshot.agent_id)
+        self.on_change(SnapshotRenamed(snapshot.agent_id, snapshot.name, name))
+        return renamed
+
+    def remove_snapshot(self, agent_id: int, name: str) -> None:
+        """Take a snapshot away; its tree stays readable for those who have it open."""
+        snapshot = self.find_snapshot(agent_id, name)
+        if snapshot is not None:
+            self._pending.delete(Table.SNAPSHOTS, _owned(agent_id, name))
+            self._retire(snapshot.root)
+            if self.has_root(snapshot.base) and self.root(snapshot.base).kind is RootKind.NONE:
+                self.drop_root(snapshot.base)
+            self._note_change_of(agent_id)
+            self.on_change(SnapshotRemoved(agent_id, name))
+
+    # --- roots -------------------------------------------------------------------------
+
+    def has_root(self, root_id: RootId) -> bool:
+        """Whether the root exists."""
+        if root_id in self._roots:
+            return True
+        return self._pending.get(Table.ROOTS, root_key(root_id)) is not None
+
+    def root(self, root_id: RootId) -> Root:
+        """Return a root.
+
+        Raises:
+            StoreDamagedError: it does not exist.
+        """
+        root = self._roots.get(root_id)
+        if root is None:
+            value = self._pending.get(Table.ROOTS, root_key(root_id))
+            if value is None:
+                raise StoreDamagedError(f"root {root_id} is missing")
+            root = Root(ROOT.decode(value))
+            if root.is_writable and root.generation < self._least_generation:
+                root.generation = self.new_generation()
+                root.dirty = True
+            self._roots[root_id] = root
+        return root
+
+    def root_ids(self) -> list[RootId]:
+        """Return the ids of all roots, growing."""
+        stored = {RootId(int.from_bytes(key, "big")) for key in self._pending.keys(Table.ROOTS)}
+        return sorted(stored | set(self._roots))
+
+    def new_root(self, lineage: RootId | None = None) -> Root:
+        """Return a new root with an empty B+tree, of nobody and still being built."""
+        root_id = self._next_root_id()
+        generation = self.new_generation()
+        leaf = self.nodes.new_leaf(generation, [], [])
+        record = RootRecord(
+            root_id,
+            leaf.node_id,
+            generation,
+            Ino(1),
+            RootState.BUILDING,
+            RootKind.NONE,
+            0,
+            "",
+            NO_SLOT,
+            root_id if lineage is None else lineage,
+            0,
+            0,
+        )
+        return self._add_root(Root(record))
+
+    def clone_root(self, source: Root) -> Root:
+        """Return a new root that shares every node with *source*, of nobody and still built.
+
+        O(1): no node is read or written. What either changes later, it copies.
+        """
+        root_id = self._next_root_id()
+        record = replace(
+            source.record(),
+            root_id=root_id,
+            generation=self.new_generation(),
+            state=RootState.BUILDING,
+            kind=RootKind.NONE,
+            agent_id=0,
+            name="",
+            slot=NO_SLOT,
+        )
+        self.freeze_root(source)
+        return self._add_root(Root(record))
+
+    def freeze_root(self, root: Root) -> None:
+        """Make *root* copy every node that it has so far before it changes it."""
+        if root.is_writable:
+            root.generation = self.new_generation()
+            root.dirty = True
+
+    def adopt_nodes(self, root: Root, other: Root) -> None:
+        """Let *root* show the tree of *other*, which has the same content, and share its nodes."""
+        root.top = other.top
+        root.inodes, root.size = other.inodes, other.size
+        self.freeze_root(root)
+        self.freeze_root(other)
+
+    def own_root(self, root: Root, kind: RootKind, agent_id: int, name: str, slot: Slot) -> None:
+        """Say which directory of the mount shows *root*."""
+        root.kind, root.agent_id, root.name, root.slot = kind, agent_id, name, slot
+        root.dirty = True
+
+    def set_root_state(self, root: Root, state: RootState) -> None:
+        """Set what may happen to the tree of *root*."""
+        root.state = state
+        root.dirty = True
+        if state in (RootState.BUILDING, RootState.SUPERSEDED):
+            self._pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
+        else:
+            self._pending.delete(Table.UNFINISHED, root_key(root.root_id))
+
+    def note_orphans(self, root: Root) -> None:
+        """Remember that *root* has inodes without a name, to be reaped at the next start."""
+        self._pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
+
+    def unfinished_roots(self) -> list[RootId]:
+        """Return the roots that somebody must look after when the store is opened."""
+        return [RootId(int.from_bytes(key, "big")) for key in self._pending.keys(Table.UNFINISHED)]
+
+    def finish_root(self, root_id: RootId) -> None:
+        """Note that nobody needs to look after the root any more."""
+        self._pending.delete(Table.UNFINISHED, root_key(root_id))
+
+    def drop_root(self, root_id: RootId) -> None:
+        """Delete a root. What only it reached is freed by gc."""
+        self._roots.pop(root_id, None)
+        self._pending.delete(Table.ROOTS, root_key(root_id))
+        self._pending.delete(Table.UNFINISHED, root_key(root_id))
+
+    def _retire(self, root_id: RootId) -> None:
+        root = self.root(root_id)
+        self.set_root_state(root, RootState.SUPERSEDED)
+
+    def slot_of(self, root_id: RootId) -> Slot:
+        """Return the slot in which a root is shown."""
+        return self.root(root_id).slot
+
+    def new_slot(self) -> Slot:
+        """Return a slot that was never used.
+
+        Raises:
+            NoSpaceError: all are used up.
+        """
+        if self._next_slot > MAX_SLOT:
+            raise NoSpaceError("every slot for st_ino is used up")
+        self._next_slot += 1
+        return Slot(self._next_slot - 1)
+
+    def new_generation(self) -> Generation:
+        """Return a generation that no node has."""
+        self._next_generation += 1
+        return Generation(self._next_generation - 1)
+
+    def _next_root_id(self) -> RootId:
+        if self._next_root > MAX_ROOT_ID:
+            raise NoSpaceError("every root id is used up")
+        self._next_root += 1
+        return RootId(self._next_root - 1)
+
+    def _add_root(self, root: Root) -> Root:
+        assert root.top != NO_NODE
+        self._roots[root.root_id] = root
+        self.set_root_state(root, RootState.BUILDING)
+        return root

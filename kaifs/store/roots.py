@@ -1,0 +1,67 @@
+"""Roots as the running process changes them."""
+
+from __future__ import annotations
+
+from kaifs.base.types import Generation, Ino, NodeId, RootId, Slot
+from kaifs.meta.records import RootKind, RootRecord, RootState
+
+
+class Root:
+    """A root in memory: the mutable form of `RootRecord`."""
+
+    __slots__ = (
+        "agent_id",
+        "changes",
+        "dirty",
+        "generation",
+        "inodes",
+        "kind",
+        "lineage",
+        "name",
+        "next_ino",
+        "root_id",
+        "size",
+        "slot",
+        "state",
+        "top",
+    )
+
+    def __init__(self, record: RootRecord) -> None:
+        self.root_id: RootId = record.root_id
+        self.top: NodeId = record.top
+        self.generation: Generation = record.generation
+        self.next_ino: Ino = record.next_ino
+        self.state: RootState = record.state
+        self.kind: RootKind = record.kind
+        self.agent_id: int = record.agent_id
+        self.name: str = record.name
+        self.slot: Slot = record.slot
+        self.lineage: RootId = record.lineage
+        self.inodes: int = record.inodes
+        self.size: int = record.size
+        self.dirty = False
+        """Differs from the record that was last handed to a commit."""
+        self.changes = 0
+        """Counts the changes of the tree since the root was loaded."""
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether the tree may change."""
+        return self.state in (RootState.WRITABLE, RootState.BUILDING)
+
+    def record(self) -> RootRecord:
+        """Return the root as it is kept."""
+        return RootRecord(
+            self.root_id,
+            self.top,
+            self.generation,
+            self.next_ino,
+            self.state,
+            self.kind,
+            self.agent_id,
+            self.name,
+            self.slot,
+            self.lineage,
+            self.inodes,
+            self.size,
+        )

@@ -1,0 +1,411 @@
+"""A store: everything under one folder, changed in epochs.
+
+What is changed is in memory until a commit: first the segments are synced,
+then one LMDB transaction names what is new. Whatever happens, the next open
+finds the state of the last commit.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from kaifs.base.clock import Clock, SystemClock
+from kaifs.base.errors import (
+    KaifsError,
+    NoSpaceError,
+    StoreBusyError,
+    StoreDamagedError,
+    StoreIOError,
+    StoreNotEmptyError,
+)
+from kaifs.base.types import RootId, SegmentId
+from kaifs.blocks.compression import Compressor
+from kaifs.blocks.device import Device, FileDevice
+from kaifs.blocks.segments import Segments
+from kaifs.linux.files import FileLock, LockHeld, fsync_directory
+from kaifs.meta.database import MAP_SIZE, Database, Table
+from kaifs.meta.records import COUNTERS, ROOT, SEGMENT, CounterRecord, SegmentRecord
+from kaifs.store.nodes import Nodes
+from kaifs.store.payload import Payload
+from kaifs.store.pending import Batch, Pending
+from kaifs.store.registry import Registry, root_key
+from kaifs.store.superblock import Superblock, read_superblock
+
+LOCK_NAME: Final = "lock"
+INDEX_FOLDER: Final = "index"
+SEGMENT_FOLDER: Final = "segments"
+RUN_FOLDER: Final = "run"
+"""The daemon's socket and logs; nothing of value."""
+SEGMENT_SIZE: Final = 64 << 20
+"""Bytes after which a segment is full."""
+_COUNTERS_KEY: Final = b"counters"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How this process uses a store. Nothing here is kept in it."""
+
+    zstd_level: int | None = None
+    """Compress new blocks with zstd at this level; None stores them as they are."""
+    node_cache: int = 64 << 20
+    """Bytes of decoded nodes kept in memory."""
+    block_cache: int = 32 << 20
+    """Bytes of verified payload kept in memory."""
+    map_size: int = MAP_SIZE
+    segment_size: int = SEGMENT_SIZE
+
+
+@dataclass(slots=True)
+class _Ids:
+    """The next block and segment id."""
+
+    block: int
+    segment: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One epoch on its way to the disk."""
+
+    segments: frozenset[SegmentId]
+    sizes: dict[SegmentId, int]
+    batch: Batch
+    doomed: tuple[SegmentId, ...]
+    """Segments to delete once the batch is on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes that a store takes."""
+
+    segments: int
+    """All of the segments."""
+    live: int
+    """Records in the segments that the index knows."""
+    index: int
+    """LMDB's pages in use, free ones included."""
+
+    @property
+    def stored(self) -> int:
+        """Bytes on disk."""
+        return self.segments + self.index
+
+
+class Store(Registry):
+    """An open store. For one thread, except for `write_commit`."""
+
+    def __init__(
+        self,
+        path: Path,
+        superblock: Superblock,
+        lock: FileLock,
+        clock: Clock,
+        options: StoreOptions,
+        device: Device | None = None,
+    ) -> None:
+        """Open what `create` or `open` has found; not for others to call."""
+        super().__init__()
+        self.path = path
+        self.clock = clock
+        self.superblock = superblock
+        self._lock = lock
+        self._options = options
+        self._database = Database(path / INDEX_FOLDER, map_size=options.map_size)
+        self._pending = Pending(self._database)
+        self._segments = Segments(
+            device or FileDevice(path / SEGMENT_FOLDER),
+            superblock.uuid,
+            segment_size=options.segment_size,
+        )
+        self._doomed: list[SegmentId] = []
+        counters = self._load_counters()
+        self._ids = _Ids(counters.block, counters.segment)
+        self.nodes = Nodes(self._pending, counters.node, options.node_cache)
+        self.payload = Payload(
+            self._pending,
+            self._segments,
+            self._ids,
+            Compressor(options.zstd_level),
+            {},
+            options.block_cache,
+        )
+        self._recover_segments()
+
+    # --- opening and closing -----------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        clock: Clock | None = None,
+        options: StoreOptions | None = None,
+        device: Device | None = None,
+    ) -> Store:
+        """Make a store in the folder *path*, which is made if need be, and open it.
+
+        Raises:
+            StoreNotEmptyError: something is there already.
+            StoreIOError: the system refuses.
+        """
+        clock = clock or SystemClock()
+        options = options or StoreOptions()
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise StoreNotEmptyError(str(path))
+            for folder in (INDEX_FOLDER, SEGMENT_FOLDER, RUN_FOLDER):
+                (path / folder).mkdir(mode=0o700)
+            path.chmod(0o700)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StoreNotEmptyError(f"{path} is no folder") from error
+        except OSError as error:
+            raise _failure(path, error) from error
+        superblock = Superblock(secrets.token_bytes(16), clock.now_ns())
+        counters = CounterRecord(superblock.uuid, 0, 1, 1, 1, 1, 1, 1, 1)
+        database = Database(path / INDEX_FOLDER, map_size=options.map_size, create=True)
+        try:
+            database.write({Table.META: {_COUNTERS_KEY: COUNTERS.encode(counters)}})
+        finally:
+            database.close()
+        fsync_directory(path / INDEX_FOLDER)
+        # The superblock comes last: with it the folder is a store.
+        superblock.write(path)
+        return cls.open(path, clock=clock, options=options, device=device)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        clock: Clock | None = None,
+        options: StoreOptions | None = None,
+        wait_s: float = 10.0,
+        lock_fd: int | None = None,
+        device: Device | None = None,
+    ) -> Store:
+        """Open the store in *path* as the only process that has it.
+
+        Args:
+            path: The store's folder.
+            clock: Where the time comes from; the system's clock if None.
+            options: How to use it.
+            wait_s: Seconds to wait for another process to let it go.
+            lock_fd: An inherited descriptor that holds the lock already.
+            device: What holds the segments, if not the store's own folder.
+
+        Raises:
+            StoreNotFoundError: there is none.
+            StoreBusyError: another process has it.
+            FormatError: it needs a newer kaifs.
+            StoreDamagedError: it cannot be opened as it is.
+            StoreIOError: the system refuses.
+        """
+        superblock = read_superblock(path)
+        lock = FileLock(path / LOCK_NAME)
+        try:
+            if lock_fd is not None:
+                lock.adopt(lock_fd)
+            else:
+                lock.acquire(wait_s, " ".join(sys.argv)[:200])
+        except LockHeld as error:
+            raise StoreBusyError(f"{path}: {error.owner_text}") from error
+        except OSError as error:
+            raise _failure(path, error) from error
+        try:
+            return cls(
+                path, superblock, lock, clock or SystemClock(), options or StoreOptions(), device
+            )
+        except BaseException:
+            lock.release()
+            raise
+
+    def close(self, *, commit: bool = True) -> None:
+        """Commit if asked to, and let the store go."""
+        try:
+            if commit and self.is_dirty:
+                self.commit()
+        finally:
+            self._segments.close()
+            self._database.close()
+            self._lock.release()
+
+    @property
+    def uuid(self) -> str:
+        """The store's identity as 32 hex digits."""
+        return self.superblock.uuid.hex()
+
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that holds the store's lock."""
+        return self._lock.fd
+
+    def _load_counters(self) -> CounterRecord:
+        value = self._pending.get(Table.META, _COUNTERS_KEY)
+        if value is None:
+            raise StoreDamagedError(f"{self.path}: index has no counters")
+        counters = COUNTERS.decode(value)
+        if counters.uuid != self.superblock.uuid:
+            raise StoreDamagedError(f"{self.path}: index is of another store")
+        self.epoch = counters.epoch
+        self._next_generation = counters.generation
+        self._next_root = counters.root
+        self._next_slot = counters.slot
+        self._next_agent = counters.agent
+        return counters
+
+    def _recover_segments(self) -> None:
+        committed: dict[SegmentId, int] = {}
+        self.payload.live.clear()
+        for key in self._pending.keys(Table.SEGMENTS):
+            segment = SegmentId(int.from_bytes(key, "big"))
+            value = self._pending.get(Table.SEGMENTS, key)
+            assert value is not None
+            record = SEGMENT.decode(value)
+            committed[segment] = record.size
+            self.payload.live[segment] = record.live
+        self._segments.recover(committed, SegmentId(max(committed, default=0)))
+
+    # --- epochs ------------------------------------------------------------------------
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether something changed since the last commit was taken."""
+        return (
+            self.nodes.is_dirty
+            or not self._pending.is_empty
+            or any(root.dirty for root in self._roots.values())
+        )
+
+    def prepare_commit(self) -> Commit:
+        """Take everything that changed as one epoch. One commit at a time.
+
+        No await between this and the last change that belongs to the epoch: what
+        was half done by an interrupted function would be in it.
+        """
+        self.nodes.encode_dirty()
+        for root in self._roots.values():
+            if root.dirty:
+                record = ROOT.encode(root.record())
+                self._pending.put(Table.ROOTS, root_key(root.root_id), record)
+                root.dirty = False
+        segments = self._segments.unsynced()
+        sizes = dict(self._segments.sizes)
+        doomed = tuple(self._doomed)
+        self._doomed.clear()
+        for segment, size in sizes.items():
+            if segment not in doomed:
+                record = SEGMENT.encode(SegmentRecord(size, self.payload.live.get(segment, 0)))
+                key = segment.to_bytes(8, "big")
+                if self._pending.get(Table.SEGMENTS, key) != record:
+                    self._pending.put(Table.SEGMENTS, key, record)
+        for segment in doomed:
+            self._pending.delete(Table.SEGMENTS, segment.to_bytes(8, "big"))
+        counters = self._counters(self.epoch + 1)
+        self._pending.put(Table.META, _COUNTERS_KEY, COUNTERS.encode(counters))
+        return Commit(segments - set(doomed), sizes, self._pending.take(), doomed)
+
+    def write_commit(self, commit: Commit) -> None:
+        """Put an epoch on disk. Blocks for the disk; any thread may call it.
+
+        Raises:
+            NoSpaceError: the disk is full.
+            StoreIOError: the system refuses.
+        """
+        # Blocks are synced before the LMDB commit that names them (I4). The other order
+        # leaves, after power loss, a root that points at bytes never written.
+        self._segments.sync(commit.segments)
+        self._database.write(commit.batch)
+
+    def finish_commit(self, commit: Commit) -> None:
+        """Note that an epoch is on disk."""
+        self._pending.written()
+        self.epoch += 1
+        self._segments.forget_unsynced(commit.segments, commit.sizes)
+        for segment in commit.doomed:
+            self.payload.live.pop(segment, None)
+            self._segments.remove(segment)
+
+    def fail_commit(self, commit: Commit) -> None:
+        """Note that an epoch did not get on disk: it is part of the next one."""
+        self._pending.failed()
+        self._doomed.extend(commit.doomed)
+
+    def commit(self) -> None:
+        """Make everything that changed durable. Blocks for the disk.
+
+        Raises:
+            NoSpaceError: the disk is full; nothing was changed, nothing is lost.
+            StoreIOError: the system refuses.
+        """
+        commit = self.prepare_commit()
+        try:
+            self.write_commit(commit)
+        except BaseException:
+            self.fail_commit(commit)
+            raise
+        self.finish_commit(commit)
+
+    def abandon(self) -> None:
+        """Forget everything since the last commit."""
+        self._pending.abandon()
+        self._roots.clear()
+        self._agent_names.clear()
+        self._doomed.clear()
+        counters = self._load_counters()
+        self._ids.block, self._ids.segment = counters.block, counters.segment
+        self.nodes.abandon(counters.node)
+        self.payload.abandon()
+        self._recover_segments()
+
+    def _counters(self, epoch: int) -> CounterRecord:
+        return CounterRecord(
+            self.superblock.uuid,
+            epoch,
+            self._next_generation,
+            self.nodes.next_node,
+            self._ids.block,
+            self._next_root,
+            self._ids.segment,
+            self._next_slot,
+            self._next_agent,
+        )
+
+    # --- what it takes -----------------------------------------------------------------
+
+    def space(self) -> Space:
+        """Return what the store takes on disk."""
+        return Space(
+            sum(self._segments.sizes.values()),
+            sum(self.payload.live.values()),
+            self._database.file_size(),
+        )
+
+    def begin_gc(self) -> list[RootId]:
+        """Freeze every root, so that their trees as they are now never change.
+
+        Returns:
+            All roots. What is reachable from them, and what is made from now on,
+            is alive.
+        """
+        self._least_generation = self.new_generation()
+        for root in list(self._roots.values()):
+            self.freeze_root(root)
+        self.payload.revived = set()
+        return self.root_ids()
+
+    def end_gc(self) -> None:
+        """Dedup hits need not be remembered any more."""
+        self.payload.revived = None
+
+
+def _failure(path: Path, error: OSError) -> KaifsError:
+    text = f"{path}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceError(text)
+    return StoreIOError(text)
