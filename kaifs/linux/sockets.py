@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 _CREDENTIALS: Final = struct.Struct("=iII")
 
@@ -26,7 +26,13 @@ class Peer:
     gid: int
 
 
-def peer_of(connection: socket.socket) -> Peer:
+class _HasOptions(Protocol):
+    """A socket, blocking or of an event loop."""
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
+
+def peer_of(connection: _HasOptions) -> Peer:
     """Return the credentials of the other end of *connection*, as the kernel knows them."""
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(packed)

@@ -1,0 +1,209 @@
+"""The command's side of the control socket: synchronous, one request a connection.
+
+Sending and receiving go on together: a source streams to the daemon while
+progress comes back, and neither side can block the other by not listening.
+"""
+
+import selectors
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kaifs.base.errors import AccessDeniedError, DaemonError
+from kaifs.control.frames import FrameError, FrameReader, pack_frame
+from kaifs.control.info import DaemonInfo, read_info, socket_path
+from kaifs.control.messages import (
+    SHUTDOWN,
+    Failure,
+    FromDaemon,
+    MessageError,
+    Request,
+    Result,
+    ShutdownParams,
+    ShutdownResult,
+    decode_from_daemon,
+    encode,
+    error_of,
+)
+from kaifs.linux.sockets import connect_to, peer_of
+from kaifs.service.steps import End, Output, Progress, Source, Want
+from kaifs.service.verbs import VERBS
+
+_RECEIVE: Final = 1 << 18
+_CONNECT_TIMEOUT_S: Final = 10.0
+
+OnProgress = Callable[[Progress], None]
+OnOutput = Callable[[bytes], None]
+
+
+def find_daemon(store_path: Path) -> DaemonInfo | None:
+    """Return the daemon that serves the store at *store_path*, None if none does.
+
+    What a daemon that was killed left behind is recognised and ignored.
+    """
+    info = read_info(store_path)
+    if info is None:
+        return None
+    try:
+        connection = connect_to(socket_path(store_path), _CONNECT_TIMEOUT_S)
+    except OSError:
+        return None
+    with connection:
+        return info if peer_of(connection).pid == info.pid else None
+
+
+def call(
+    store_path: Path,
+    verb: str,
+    params: msgspec.Struct,
+    source: Source | None = None,
+    on_progress: OnProgress | None = None,
+    on_output: OnOutput | None = None,
+) -> Any:
+    """Have the daemon of the store run *verb* and return its result, of the verb's type.
+
+    Any exception on the way, Ctrl-C too, closes the connection, upon which the
+    daemon gives the verb up.
+
+    Raises:
+        KaifsError: What the verb raised there; E116 if the daemon does not answer.
+        RemoteBugError: The daemon has a bug.
+    """
+    with _connect(store_path) as connection:
+        exchange = _Exchange(connection, source, on_progress, on_output)
+        payload = exchange.run(verb, params)
+    return _decoded(payload, VERBS[verb].result)
+
+
+def shutdown(store_path: Path, *, lazy: bool) -> ShutdownResult:
+    """Have the daemon of the store unmount, make everything durable, and end.
+
+    Raises:
+        MountBusyError: Processes use the mount; nothing was changed.
+        KaifsError: As `call`.
+    """
+    with _connect(store_path) as connection:
+        payload = _Exchange(connection).run(SHUTDOWN, ShutdownParams(lazy=lazy))
+    result: ShutdownResult = _decoded(payload, ShutdownResult)
+    return result
+
+
+def _connect(store_path: Path) -> socket.socket:
+    try:
+        connection = connect_to(socket_path(store_path), _CONNECT_TIMEOUT_S)
+    except PermissionError as error:
+        raise AccessDeniedError(str(socket_path(store_path))) from error
+    except OSError as error:
+        raise DaemonError(f"{store_path}: {error.strerror or error}") from error
+    connection.setblocking(False)
+    return connection
+
+
+def _decoded(payload: bytes, wanted: type[msgspec.Struct]) -> Any:
+    try:
+        return msgspec.msgpack.decode(payload, type=wanted)
+    except msgspec.MsgspecError as error:
+        raise DaemonError(f"its answer makes no sense: {error}") from error
+
+
+class _Exchange:
+    """One request and all that follows from it."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        source: Source | None = None,
+        on_progress: OnProgress | None = None,
+        on_output: OnOutput | None = None,
+    ) -> None:
+        self._connection = connection
+        self._source = source
+        self._on_progress = on_progress
+        self._on_output = on_output
+        self._reader = FrameReader()
+        self._unsent = memoryview(b"")
+        self._is_wanted = False
+        self._is_source_whole = False
+        self._parts: list[bytes] = []
+        self._is_done = False
+
+    def run(self, verb: str, params: msgspec.Struct) -> bytes:
+        """Return the encoded result."""
+        try:
+            self._queue(encode(Request(verb, msgspec.Raw(encode(params)))))
+            with selectors.DefaultSelector() as selector:
+                key = selector.register(self._connection, selectors.EVENT_READ)
+                while not self._is_done:
+                    self._fill()
+                    wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+                    if key.events != wanted:
+                        key = selector.modify(self._connection, wanted)
+                    for _, ready in selector.select():
+                        self._serve(ready)
+        except (FrameError, MessageError) as error:
+            raise DaemonError(str(error)) from error
+        return b"".join(self._parts)
+
+    def _serve(self, ready: int) -> None:
+        # Reading first: the daemon may have failed the verb and stopped listening.
+        if ready & selectors.EVENT_READ:
+            self._receive()
+        if ready & selectors.EVENT_WRITE and not self._is_done:
+            self._send()
+
+    def _queue(self, body: bytes) -> None:
+        self._unsent = memoryview(pack_frame(body))
+
+    def _fill(self) -> None:
+        if self._unsent or not self._is_wanted:
+            return
+        assert self._source is not None, "the verb wants a source"
+        item = next(self._source, None)
+        if item is None:
+            self._is_wanted = False
+            if not self._is_source_whole:
+                self._connection.shutdown(socket.SHUT_WR)
+        else:
+            self._is_source_whole = isinstance(item, End)
+            self._queue(encode(item))
+
+    def _send(self) -> None:
+        try:
+            self._unsent = self._unsent[self._connection.send(self._unsent) :]
+        except BlockingIOError:
+            pass
+        except (BrokenPipeError, ConnectionResetError):
+            # What it said before it hung up is still to be read, and says why.
+            self._unsent = memoryview(b"")
+            self._is_wanted = False
+
+    def _receive(self) -> None:
+        try:
+            received = self._connection.recv(_RECEIVE)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            received = b""
+        if not received:
+            raise DaemonError("it ended the conversation")
+        for body in self._reader.feed(received):
+            self._take(decode_from_daemon(body))
+
+    def _take(self, message: FromDaemon) -> None:
+        match message:
+            case Progress():
+                if self._on_progress is not None:
+                    self._on_progress(message)
+            case Output(payload=payload):
+                if self._on_output is not None:
+                    self._on_output(payload)
+            case Want():
+                self._is_wanted = True
+            case Result(payload=payload, is_last=is_last):
+                self._parts.append(payload)
+                self._is_done = is_last
+            case Failure():
+                raise error_of(message)

@@ -1,0 +1,85 @@
+"""Where the daemon of a store is found: `STORE/run/daemon.json` beside its socket."""
+
+import contextlib
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from kaifs.linux.files import read_file, write_durably
+from kaifs.linux.processes import ProcessId, is_running
+
+RUN_FOLDER: Final = "run"
+SOCKET_NAME: Final = "control.sock"
+INFO_NAME: Final = "daemon.json"
+LOG_NAME: Final = "daemon.log"
+
+_INFO_MAX: Final = 1 << 20
+
+
+class MountInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One mount that the daemon serves."""
+
+    mountpoint: str
+    transport: str
+    agent: str | None
+    """Whose folder is the root of the mount; None for the whole store."""
+    options: str
+    minor: int = 0
+    """Of the mount's device number: names its connection in fusectl."""
+
+
+class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The daemon of one store, as it describes itself."""
+
+    pid: int
+    supervisor_pid: int
+    started_ticks: int
+    """Start of the process in clock ticks after boot; with the pid it names one process."""
+    started_ns: int
+    """When it began to serve, in nanoseconds since 1970."""
+    mounts: list[MountInfo]
+
+    @property
+    def process(self) -> ProcessId:
+        """The process that this describes, ended or not."""
+        return ProcessId(self.pid, self.started_ticks)
+
+
+def run_folder(store: Path) -> Path:
+    """Return the folder with the socket, the info file and the log of *store*'s daemon."""
+    return store / RUN_FOLDER
+
+
+def socket_path(store: Path) -> Path:
+    """Return where the daemon of *store* listens."""
+    return store / RUN_FOLDER / SOCKET_NAME
+
+
+def log_path(store: Path) -> Path:
+    """Return the log of *store*'s daemon."""
+    return store / RUN_FOLDER / LOG_NAME
+
+
+def write_info(store: Path, info: DaemonInfo) -> None:
+    """Publish *info* as the daemon of *store*."""
+    text = msgspec.json.format(msgspec.json.encode(info)) + b"\n"
+    write_durably(run_folder(store) / INFO_NAME, text, mode=0o644)
+
+
+def remove_info(store: Path) -> None:
+    """Take back what `write_info` and the socket published."""
+    for name in (INFO_NAME, SOCKET_NAME):
+        with contextlib.suppress(FileNotFoundError):
+            (run_folder(store) / name).unlink()
+
+
+def read_info(store: Path) -> DaemonInfo | None:
+    """Return the daemon of *store* if its process is running; it may not answer, though."""
+    try:
+        info = msgspec.json.decode(
+            read_file(run_folder(store) / INFO_NAME, _INFO_MAX), type=DaemonInfo
+        )
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return info if is_running(info.process) else None

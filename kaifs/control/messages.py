@@ -1,0 +1,149 @@
+"""Messages on the control socket.
+
+::
+
+    client                           daemon
+    Request(verb, params)  ------>
+                           <------   Progress, Output      any number
+                           <------   Want                  once, if the verb takes a source
+    Item, Item … End       ------>                         as fast as they are taken
+                           <------   Result … or Failure   the last
+
+One request a connection. Whoever closes it before the last message gives the
+request up. Items and the steps that are passed on are those of
+`kaifs.service.steps`.
+"""
+
+from typing import Final, TypeAlias, TypeVar
+
+import msgspec
+
+from kaifs.base.errors import KaifsError, error_classes
+from kaifs.service.steps import Data, End, Entry, Output, Progress, Total, Want
+
+_Message = TypeVar("_Message")
+
+RESULT_PART: Final = 1 << 20
+"""Most bytes of a result in one message."""
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, tag="request"):
+    """Run a verb."""
+
+    verb: str
+    params: msgspec.Raw
+    """Decoded by the verb's own type once the verb is known."""
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True, tag="result"):
+    """The verb is done, and what it changed is durable."""
+
+    payload: bytes
+    """A part of the encoded result, parts in order."""
+    is_last: bool
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
+    """The verb failed. The store is as it was."""
+
+    code: str
+    """Of a `KaifsError`; empty if kaifs has a bug."""
+    message: str
+    """What a user reads."""
+    subject: str = ""
+    details: dict[str, str | int | list[str]] = {}
+
+
+class ShutdownParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the daemon's own verb `shutdown` is told."""
+
+    lazy: bool = False
+    """Detach the mount even if processes use it."""
+
+
+class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The mount is gone from the name space and everything written is durable."""
+
+    ends: bool
+    """Whether the daemon ends now; else when the last user of the mount is gone."""
+
+
+SHUTDOWN: Final = "shutdown"
+"""The one verb that is not in `kaifs.service.verbs`: unmount, commit, end."""
+
+FromClient: TypeAlias = Request | Total | Entry | Data | End
+FromDaemon: TypeAlias = Progress | Output | Want | Result | Failure
+
+encode = msgspec.msgpack.Encoder().encode
+_from_client: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)
+_from_daemon: msgspec.msgpack.Decoder[FromDaemon] = msgspec.msgpack.Decoder(FromDaemon)
+_failure: msgspec.msgpack.Decoder[Failure] = msgspec.msgpack.Decoder(Failure)
+
+
+class MessageError(Exception):
+    """A body is no message of this protocol."""
+
+
+def decode_from_client(body: bytes) -> FromClient:
+    """Return the message that *body* holds.
+
+    Raises:
+        MessageError: It holds none.
+    """
+    return _guarded(_from_client, body)
+
+
+def decode_from_daemon(body: bytes) -> FromDaemon:
+    """Return the message that *body* holds.
+
+    Raises:
+        MessageError: It holds none.
+    """
+    return _guarded(_from_daemon, body)
+
+
+def decode_failure(body: bytes) -> Failure:
+    """Return the failure that *body* holds.
+
+    Raises:
+        MessageError: It holds none.
+    """
+    return _guarded(_failure, body)
+
+
+def decode_params(params: msgspec.Raw, wanted: type[_Message]) -> _Message:
+    """Return *params* as the type *wanted*.
+
+    Raises:
+        MessageError: They do not fit.
+    """
+    return _guarded(msgspec.msgpack.Decoder(wanted), bytes(params))
+
+
+def _guarded(decoder: "msgspec.msgpack.Decoder[_Message]", body: bytes) -> _Message:
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError) as error:
+        raise MessageError(str(error)) from error
+
+
+class RemoteBugError(Exception):
+    """The daemon ran into a bug of kaifs; its log has the traceback."""
+
+
+def failure_of(error: Exception) -> Failure:
+    """Return what the other end is told of *error*."""
+    if isinstance(error, KaifsError):
+        return Failure(str(error.code), str(error), error.subject, error.details)
+    return Failure("", f"{type(error).__name__}: {error}")
+
+
+def error_of(failure: Failure) -> Exception:
+    """Return the exception that *failure* was made from."""
+    found = next((cls for cls in error_classes() if cls.code == failure.code), None)
+    if found is None:
+        return RemoteBugError(failure.message)
+    # Not the class's own __init__: some build their subject from other arguments.
+    error = found.__new__(found)
+    KaifsError.__init__(error, failure.subject, **failure.details)
+    return error

@@ -1,0 +1,287 @@
+"""The daemon's side of the control socket.
+
+Each connection is one task that runs one verb: a generator, with a checkpoint
+after every step, so that the mount is served while a verb runs. Verbs that
+change the store run one at a time. A client that goes away ends its verb at the
+next checkpoint by closing the generator, which drops what it had begun; nothing
+of it is reachable. Between the last step and the answer lies the commit, which
+is never cut short: whoever is told "done" is told the truth, and whoever hangs
+up then has missed only the answer.
+
+What arrives is not trusted: every body is decoded into typed messages, and
+whatever does not fit ends that connection and nothing else.
+"""
+
+import logging
+import math
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import outcome
+import trio
+
+from kaifs.base.errors import AccessDeniedError, ArgumentValueError, KaifsError
+from kaifs.control.frames import FrameError, FrameReader, pack_frame
+from kaifs.control.messages import (
+    RESULT_PART,
+    SHUTDOWN,
+    FromDaemon,
+    MessageError,
+    Request,
+    Result,
+    ShutdownParams,
+    ShutdownResult,
+    decode_from_client,
+    decode_params,
+    encode,
+    failure_of,
+)
+from kaifs.linux.sockets import Peer, peer_of
+from kaifs.service.context import Caller, Context
+from kaifs.service.steps import End, Flush, Item, Output, Progress, Want
+from kaifs.service.verbs import VERBS, Verb
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS_MAX: Final = 64
+"""Connections served at once; more wait in the socket's backlog."""
+REQUEST_TIMEOUT_S: Final = 30.0
+"""Seconds within which a new connection must have said what it wants."""
+PROGRESS_INTERVAL_S: Final = 0.1
+"""Seconds between two progress messages of a verb, at least."""
+
+_RECEIVE: Final = 1 << 18
+_ITEMS_AHEAD: Final = 4
+"""Items of a source that are kept until the verb wants them."""
+
+_Items: TypeAlias = "trio.MemoryReceiveChannel[Item]"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the server needs of the daemon."""
+
+    context: Callable[[Caller], Context]
+    barrier: Callable[[], Awaitable[None]]
+    """Brings what programs have written so far into the store."""
+    commit: Callable[[], Awaitable[None]]
+    """Makes the store's state durable."""
+    changing: trio.Lock
+    """Held by whoever changes more than single files."""
+    shutdown: Callable[[Caller, ShutdownParams], Awaitable[ShutdownResult]]
+
+
+class _HungUpError(Exception):
+    """The client has closed its end."""
+
+
+async def serve(
+    listener: socket.socket,
+    services: Services,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve connections to *listener*, a listening socket, until cancelled."""
+    accepting = trio.socket.from_stdlib_socket(listener)
+    slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+    async with trio.open_nursery() as nursery:
+        task_status.started()
+        while True:
+            borrower = object()
+            await slots.acquire_on_behalf_of(borrower)
+            try:
+                connection, _ = await accepting.accept()
+            except OSError as error:
+                # Of the connection, or too many files: the listener itself is sound.
+                log.warning("accept_failed", extra={"fields": {"error": str(error)}})
+                slots.release_on_behalf_of(borrower)
+                await trio.sleep(PROGRESS_INTERVAL_S)
+                continue
+            nursery.start_soon(_serve_one, connection, services, slots, borrower)
+
+
+async def _serve_one(
+    connection: trio.socket.SocketType,
+    services: Services,
+    slots: trio.CapacityLimiter,
+    borrower: object,
+) -> None:
+    try:
+        async with trio.SocketStream(connection) as stream:
+            await _Conversation(stream, peer_of(connection), services).run()
+    except (trio.BrokenResourceError, trio.ClosedResourceError, _HungUpError):
+        log.debug("client_gone")
+    except (FrameError, MessageError, trio.TooSlowError) as error:
+        log.warning("bad_request", extra={"fields": {"error": str(error)}})
+    finally:
+        slots.release_on_behalf_of(borrower)
+
+
+class _Conversation:
+    """One connection: one request, its steps, its answer."""
+
+    def __init__(self, stream: trio.SocketStream, peer: Peer, services: Services) -> None:
+        self._stream = stream
+        self._peer = peer
+        self._services = services
+        self._reader = FrameReader()
+        self._bodies: list[bytes] = []
+        self._last_progress = -math.inf
+
+    async def run(self) -> None:
+        with trio.fail_after(REQUEST_TIMEOUT_S):
+            request = decode_from_client(await self._receive())
+        if not isinstance(request, Request):
+            raise MessageError("an item before a request")
+        log.info(
+            "request",
+            extra={"fields": {"verb": request.verb, "pid": self._peer.pid, "uid": self._peer.uid}},
+        )
+        try:
+            result = await self._answer(request)
+        except KaifsError as error:
+            log.info("refused", extra={"fields": {"verb": request.verb, "error": str(error)}})
+            await self._send(failure_of(error))
+        except MessageError as error:
+            refusal = ArgumentValueError(f"{request.verb}: {error}")
+            await self._send(failure_of(refusal))
+        except (trio.Cancelled, trio.BrokenResourceError, _HungUpError):
+            raise
+        except Exception as error:
+            # A bug in one verb must not take the mount from everybody.
+            log.exception("bug", extra={"fields": {"verb": request.verb}})
+            await self._send(failure_of(error))
+        else:
+            await self._send_result(result)
+
+    async def _answer(self, request: Request) -> msgspec.Struct:
+        caller = Caller(self._peer.uid, self._peer.gid)
+        if request.verb == SHUTDOWN:
+            shutdown = decode_params(request.params, ShutdownParams)
+            if not self._services.context(caller).owns_store():
+                raise AccessDeniedError("only the store's owner ends its daemon")
+            return await self._services.shutdown(caller, shutdown)
+        verb = VERBS.get(request.verb)
+        if verb is None:
+            raise ArgumentValueError(f"no such verb: {request.verb[:80]!r}")
+        params = decode_params(request.params, verb.params)
+        return await self._run(verb, params, caller)
+
+    async def _run(self, verb: Verb, params: msgspec.Struct, caller: Caller) -> msgspec.Struct:
+        """Run *verb* while items are received; end it when the client goes away."""
+        sender, items = trio.open_memory_channel[Item](_ITEMS_AHEAD)
+        lost: Exception | None = None
+        done: outcome.Outcome[msgspec.Struct] | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal lost
+                try:
+                    await self._receive_items(sender)
+                except (_HungUpError, FrameError, MessageError, trio.BrokenResourceError) as error:
+                    lost = error
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            done = await outcome.acapture(self._run_and_commit, verb, params, caller, items)
+            nursery.cancel_scope.cancel()
+        if done is None:
+            raise lost if lost is not None else _HungUpError
+        return done.unwrap()
+
+    async def _run_and_commit(
+        self, verb: Verb, params: msgspec.Struct, caller: Caller, items: _Items
+    ) -> msgspec.Struct:
+        lock: AbstractAsyncContextManager[None] = (
+            self._services.changing if verb.changes else nullcontext()
+        )
+        async with lock:
+            if verb.flush:
+                await self._services.barrier()
+            result = await self._step_through(verb, params, caller, items)
+            if verb.changes:
+                with trio.CancelScope(shield=True):
+                    await self._services.commit()
+        return result
+
+    async def _step_through(
+        self, verb: Verb, params: msgspec.Struct, caller: Caller, items: _Items
+    ) -> msgspec.Struct:
+        steps = verb.run(self._services.context(caller), params)
+        is_asked = False
+        try:
+            step = next(steps)
+            while True:
+                answer: Item | None = None
+                match step:
+                    case Want():
+                        if not is_asked:
+                            is_asked = True
+                            await self._send(step)
+                        # None: the source ended before its End.
+                        answer = await anext(aiter(items), None)
+                    case Flush():
+                        await self._services.barrier()
+                    case Progress():
+                        await self._tell(step)
+                    case Output(payload=payload):
+                        await self._send_output(payload)
+                await trio.lowlevel.checkpoint()
+                step = steps.send(answer)
+        except StopIteration as stop:
+            result: msgspec.Struct = stop.value
+            return result
+        finally:
+            # On an error or a client that is gone, this is what undoes the verb's work.
+            steps.close()
+
+    # --- the connection ------------------------------------------------------------------
+
+    async def _receive_items(self, sender: "trio.MemorySendChannel[Item]") -> None:
+        is_whole = is_started = False
+        while True:
+            try:
+                message = decode_from_client(await self._receive())
+            except _HungUpError:
+                if is_whole or not is_started:
+                    raise
+                sender.close()
+                return
+            if isinstance(message, Request) or is_whole:
+                raise MessageError("one request a connection, and nothing after the end")
+            is_started = True
+            is_whole = isinstance(message, End)
+            await sender.send(message)
+
+    async def _receive(self) -> bytes:
+        while not self._bodies:
+            received = await self._stream.receive_some(_RECEIVE)
+            if not received:
+                raise _HungUpError
+            self._bodies.extend(self._reader.feed(bytes(received)))
+            self._bodies.reverse()
+        return self._bodies.pop()
+
+    async def _send(self, message: FromDaemon) -> None:
+        await self._stream.send_all(pack_frame(encode(message)))
+
+    async def _tell(self, progress: Progress) -> None:
+        now = trio.current_time()
+        is_last = 0 < progress.total == progress.done
+        if is_last or now - self._last_progress >= PROGRESS_INTERVAL_S:
+            self._last_progress = now
+            await self._send(progress)
+
+    async def _send_output(self, payload: bytes) -> None:
+        for start in range(0, len(payload), RESULT_PART):
+            await self._send(Output(payload[start : start + RESULT_PART]))
+
+    async def _send_result(self, result: Any) -> None:
+        payload = encode(result)
+        for start in range(0, max(len(payload), 1), RESULT_PART):
+            stop = start + RESULT_PART
+            await self._send(Result(payload[start:stop], is_last=stop >= len(payload)))
