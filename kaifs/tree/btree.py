@@ -1,0 +1,396 @@
+"""The persistent B+tree: sorted bytes to bytes, copied where it changes.
+
+A node whose generation is the root's own is changed in place; any other is
+copied first, with all nodes above it. So a clone costs nothing until one of
+the two changes, and then one node for each level.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+from kaifs.base.types import NodeId
+from kaifs.meta.node import MAX_BYTES, MAX_KEYS, MIN_KEYS, Branch, Leaf, is_leaf
+from kaifs.store.nodes import Nodes
+from kaifs.store.roots import Root
+
+_Path = list[tuple[Branch, int]]
+
+
+class BTree:
+    """The B+tree of one root."""
+
+    __slots__ = ("_nodes", "_root")
+
+    def __init__(self, nodes: Nodes, root: Root) -> None:
+        self._nodes = nodes
+        self._root = root
+
+    # --- reading -----------------------------------------------------------------------
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value at *key*, None if there is none. O(log n)."""
+        get = self._nodes.get
+        node = get(self._root.top)
+        while not is_leaf(node):
+            assert isinstance(node, Branch)
+            index = bisect_right(node.keys, key) - 1
+            node = get(node.children[index if index > 0 else 0])
+        keys = node.keys
+        index = bisect_left(keys, key)
+        if index < len(keys) and keys[index] == key:
+            return node.values[index]
+        return None
+
+    def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield key and value for each key in [start, stop), in order.
+
+        The tree must not change while this runs; take a list if it may.
+        """
+        get = self._nodes.get
+        path: _Path = []
+        node = get(self._root.top)
+        while not is_leaf(node):
+            assert isinstance(node, Branch)
+            index = max(bisect_right(node.keys, start) - 1, 0)
+            path.append((node, index))
+            node = get(node.children[index])
+        index = bisect_left(node.keys, start)
+        while True:
+            keys, values = node.keys, node.values
+            last = len(keys) if not keys or keys[-1] < stop else bisect_left(keys, stop)
+            for position in range(index, last):
+                yield keys[position], values[position]
+            if last < len(keys):
+                return
+            following = self._next_leaf(path)
+            if following is None:
+                return
+            node, index = following, 0
+
+    def _next_leaf(self, path: _Path) -> Leaf | None:
+        while path:
+            branch, index = path.pop()
+            if index + 1 < len(branch.children):
+                path.append((branch, index + 1))
+                node = self._nodes.get(branch.children[index + 1])
+                while not is_leaf(node):
+                    assert isinstance(node, Branch)
+                    path.append((node, 0))
+                    node = self._nodes.get(node.children[0])
+                return node
+        return None
+
+    def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
+        """Return the greatest key that is not greater than *key*, and its value."""
+        get = self._nodes.get
+        path: _Path = []
+        node = get(self._root.top)
+        while not is_leaf(node):
+            assert isinstance(node, Branch)
+            index = max(bisect_right(node.keys, key) - 1, 0)
+            path.append((node, index))
+            node = get(node.children[index])
+        index = bisect_right(node.keys, key) - 1
+        if index >= 0:
+            return node.keys[index], node.values[index]
+        # A bound may be smaller than every key that is left below it.
+        while path:
+            branch, index = path.pop()
+            if index > 0:
+                node = get(branch.children[index - 1])
+                while not is_leaf(node):
+                    assert isinstance(node, Branch)
+                    node = get(node.children[-1])
+                return node.keys[-1], node.values[-1]
+        return None
+
+    # --- changing ----------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set the value at *key*. O(log n)."""
+        leaf, path = self._writable_leaf(key)
+        keys = leaf.keys
+        index = bisect_left(keys, key)
+        if index < len(keys) and keys[index] == key:
+            leaf.weight += len(value) - len(leaf.values[index])
+            leaf.values[index] = value
+        else:
+            keys.insert(index, key)
+            leaf.values.insert(index, value)
+            leaf.weight += len(key) + len(value)
+        if len(keys) > MAX_KEYS or leaf.weight > MAX_BYTES:
+            self._split(leaf, path, at_end=index == len(keys) - 1)
+
+    def delete(self, key: bytes) -> bool:
+        """Delete *key*. Return whether it was there. O(log n)."""
+        if self.get(key) is None:
+            return False
+        leaf, path = self._writable_leaf(key)
+        index = bisect_left(leaf.keys, key)
+        leaf.weight -= len(key) + len(leaf.values[index])
+        del leaf.keys[index]
+        del leaf.values[index]
+        if len(leaf.keys) < MIN_KEYS:
+            self._shrink(leaf, path)
+        return True
+
+    def _writable_leaf(self, key: bytes) -> tuple[Leaf, _Path]:
+        nodes, root = self._nodes, self._root
+        root.dirty = True
+        node = self._writable(root.top)
+        root.top = node.node_id
+        path: _Path = []
+        while not is_leaf(node):
+            assert isinstance(node, Branch)
+            index = bisect_right(node.keys, key) - 1
+            if index < 0:
+                index = 0
+            child = self._writable(node.children[index])
+            if child.node_id != node.children[index]:
+                node.children[index] = child.node_id
+                nodes.touch(node)
+            path.append((node, index))
+            node = child
+        nodes.touch(node)
+        return node, path
+
+    def _writable(self, node_id: NodeId) -> Leaf | Branch:
+        node = self._nodes.get(node_id)
+        if node.generation == self._root.generation:
+            return node
+        return self._nodes.copy(node, self._root.generation)
+
+    def _split(self, node: Leaf | Branch, path: _Path, *, at_end: bool) -> None:
+        """Split nodes from *node* up until none is overfull."""
+        nodes, generation = self._nodes, self._root.generation
+        while node.is_overfull:
+            # Growing keys are the common case (an import): leave full nodes behind them.
+            middle = len(node.keys) - 1 if at_end else len(node.keys) // 2
+            right: Leaf | Branch
+            if isinstance(node, Leaf):
+                right = nodes.new_leaf(generation, node.keys[middle:], node.values[middle:])
+                del node.values[middle:]
+            else:
+                right = nodes.new_branch(generation, node.keys[middle:], node.children[middle:])
+                del node.children[middle:]
+            bound = node.keys[middle]
+            del node.keys[middle:]
+            node.weight -= right.weight
+            nodes.touch(node)
+            if path:
+                parent, index = path.pop()
+            else:
+                parent = nodes.new_branch(generation, [node.keys[0]], [node.node_id])
+                self._root.top, index = parent.node_id, 0
+            parent.keys.insert(index + 1, bound)
+            parent.children.insert(index + 1, right.node_id)
+            parent.weight += len(bound) + 8
+            nodes.touch(parent)
+            at_end = at_end and index + 2 == len(parent.children)
+            if right.is_overfull:
+                self._split_right(right, parent, index + 1)
+            node = parent
+
+    def _split_right(self, right: Leaf | Branch, parent: Branch, index: int) -> None:
+        # Only with records near MAX_BYTES: a half can still be too heavy.
+        while right.is_overfull and isinstance(right, Leaf):
+            middle = len(right.keys) // 2
+            rest = self._nodes.new_leaf(
+                self._root.generation, right.keys[middle:], right.values[middle:]
+            )
+            parent.keys.insert(index + 1, right.keys[middle])
+            parent.children.insert(index + 1, rest.node_id)
+            parent.weight += len(right.keys[middle]) + 8
+            del right.keys[middle:]
+            del right.values[middle:]
+            right.weight -= rest.weight
+
+    def _shrink(self, node: Leaf | Branch, path: _Path) -> None:
+        """Merge nodes from *node* up while they are small and fit into a neighbour."""
+        nodes = self._nodes
+        while path:
+            parent, index = path.pop()
+            if node.keys:
+                merged = self._merge(parent, index) or (
+                    index > 0 and self._merge(parent, index - 1)
+                )
+                if not merged:
+                    break
+            else:
+                parent.weight -= len(parent.keys[index]) + 8
+                del parent.keys[index]
+                del parent.children[index]
+                nodes.touch(parent)
+                nodes.drop(node)
+            node = parent
+            if len(node.keys) >= MIN_KEYS:
+                break
+        self._drop_idle_tops()
+
+    def _merge(self, parent: Branch, index: int) -> bool:
+        """Move the child after *index* into the child at *index*, if both fit in one node."""
+        if index + 1 >= len(parent.children):
+            return False
+        nodes = self._nodes
+        left = nodes.get(parent.children[index])
+        right = nodes.get(parent.children[index + 1])
+        if len(left.keys) + len(right.keys) > MAX_KEYS * 3 // 4:
+            return False
+        if left.weight + right.weight > MAX_BYTES * 3 // 4:
+            return False
+        left = self._writable(left.node_id)
+        parent.children[index] = left.node_id
+        bound = parent.keys[index + 1]
+        weight = right.weight
+        if isinstance(left, Branch):
+            assert isinstance(right, Branch)
+            # The first bound of a branch is never looked at, so it may be too great.
+            left.keys.append(bound)
+            left.keys += right.keys[1:]
+            left.children += right.children
+            weight += len(bound) - len(right.keys[0])
+        else:
+            assert isinstance(right, Leaf)
+            left.keys += right.keys
+            left.values += right.values
+        left.weight += weight
+        nodes.touch(left)
+        parent.weight -= len(bound) + 8
+        del parent.keys[index + 1]
+        del parent.children[index + 1]
+        nodes.touch(parent)
+        if right.generation == self._root.generation:
+            nodes.drop(right)
+        return True
+
+    def _drop_idle_tops(self) -> None:
+        nodes, root = self._nodes, self._root
+        top = nodes.get(root.top)
+        while isinstance(top, Branch) and len(top.children) <= 1:
+            if top.children:
+                root.top = top.children[0]
+            else:
+                root.top = nodes.new_leaf(root.generation, [], []).node_id
+            if top.generation == root.generation:
+                nodes.drop(top)
+            top = nodes.get(root.top)
+
+
+def differing(
+    nodes: Nodes, old: NodeId, new: NodeId
+) -> Iterator[tuple[bytes, bytes | None, bytes | None]]:
+    """Yield key, old value and new value where two trees differ, in order of keys.
+
+    What both trees share is skipped without being read: O(changes · log n) nodes
+    are. The trees must not change while this runs.
+    """
+    left, right = _Cursor(nodes, old), _Cursor(nodes, new)
+    while not (left.is_at_end and right.is_at_end):
+        if _skip_shared(left, right):
+            continue
+        if left.is_unopened or right.is_unopened:
+            for cursor in (left, right):
+                if cursor.is_unopened:
+                    cursor.open()
+            continue
+        a, b = left.item(), right.item()
+        if b is None or (a is not None and a[0] < b[0]):
+            assert a is not None
+            yield a[0], a[1], None
+            left.advance()
+        elif a is None or b[0] < a[0]:
+            yield b[0], None, b[1]
+            right.advance()
+        else:
+            if a[1] != b[1]:
+                yield a[0], a[1], b[1]
+            left.advance()
+            right.advance()
+
+
+def _skip_shared(left: _Cursor, right: _Cursor) -> bool:
+    """Move both past the largest subtree that begins at both and is one node."""
+    theirs = right.beginning_here()
+    if not theirs:
+        return False
+    shared = set(left.beginning_here()).intersection(theirs)
+    if not shared:
+        return False
+    # The list begins with the smallest subtree.
+    largest = next(node for node in reversed(theirs) if node in shared)
+    left.skip(largest)
+    right.skip(largest)
+    return True
+
+
+class _Cursor:
+    """A place in a tree: at a key of an opened leaf, or before a node not yet opened."""
+
+    def __init__(self, nodes: Nodes, top: NodeId) -> None:
+        self._nodes = nodes
+        self._stack: list[tuple[list[NodeId], int]] = [([top], 0)]
+        self._leaf: Leaf | None = None
+        self._index = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether nothing is left."""
+        return not self._stack
+
+    @property
+    def is_unopened(self) -> bool:
+        """Whether the place is before a node not yet opened."""
+        return self._leaf is None and bool(self._stack)
+
+    def item(self) -> tuple[bytes, bytes] | None:
+        """Return the key and value here; None at the end."""
+        if self._leaf is None:
+            return None
+        return self._leaf.keys[self._index], self._leaf.values[self._index]
+
+    def advance(self) -> None:
+        """Go past the key here."""
+        self._index += 1
+        assert self._leaf is not None
+        if self._index >= len(self._leaf.keys):
+            self._pass()
+
+    def open(self) -> None:
+        """Look into the node here."""
+        children, index = self._stack[-1]
+        node = self._nodes.get(children[index])
+        if isinstance(node, Branch):
+            self._stack.append((node.children, 0))
+        elif node.keys:
+            self._leaf, self._index = node, 0
+        else:
+            self._pass()
+
+    def beginning_here(self) -> list[NodeId]:
+        """Return the nodes that begin exactly here, the smallest first."""
+        found: list[NodeId] = []
+        if self._leaf is None or self._index == 0:
+            for children, index in reversed(self._stack):
+                found.append(children[index])
+                if index > 0:
+                    break
+        return found
+
+    def skip(self, node_id: NodeId) -> None:
+        """Go past the whole of *node_id*, one of `beginning_here()`."""
+        while True:
+            children, index = self._stack[-1]
+            if children[index] == node_id:
+                break
+            self._stack.pop()
+        self._pass()
+
+    def _pass(self) -> None:
+        self._leaf = None
+        while self._stack:
+            children, index = self._stack.pop()
+            if index + 1 < len(children):
+                self._stack.append((children, index + 1))
+                return

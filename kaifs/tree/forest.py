@@ -1,0 +1,71 @@
+"""All trees of a store: opening, making and cloning them."""
+
+from __future__ import annotations
+
+from kaifs.base.types import RootId
+from kaifs.meta.records import RootKind, RootState
+from kaifs.store.roots import Root
+from kaifs.store.store import Store
+from kaifs.tree.tree import Tree
+
+
+class Forest:
+    """The trees of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._trees: dict[RootId, Tree] = {}
+
+    def tree(self, root_id: RootId) -> Tree:
+        """Return the tree of a root.
+
+        Raises:
+            StoreDamagedError: there is no such root.
+        """
+        tree = self._trees.get(root_id)
+        root = self.store.root(root_id)
+        # After `abandon` the store has other objects for the same roots.
+        if tree is None or tree.root is not root:
+            tree = self._trees[root_id] = Tree(self.store, root)
+        return tree
+
+    def new_tree(self, mode: int, uid: int, gid: int) -> Tree:
+        """Return a new tree with a top directory only, of nobody and still being built."""
+        tree = self.tree(self.store.new_root().root_id)
+        tree.make_top(mode, uid, gid, self.store.clock.now_ns())
+        return tree
+
+    def clone(self, source: Tree) -> Tree:
+        """Return a clone of *source*, of nobody and still being built.
+
+        O(1), and O(orphans) if *source* has some: they are held by processes that
+        know *source*, so the clone is without them.
+        """
+        tree = self.tree(self.store.clone_root(source.root).root_id)
+        tree.reap_all()
+        return tree
+
+    def drop(self, root_id: RootId) -> None:
+        """Delete a root that nobody shows any more."""
+        self._trees.pop(root_id, None)
+        self.store.drop_root(root_id)
+
+    def recover(self) -> None:
+        """After opening a store: drop what was being built, reap what nobody holds any more."""
+        for root_id in self.store.unfinished_roots():
+            if not self.store.has_root(root_id):
+                self.store.finish_root(root_id)
+                continue
+            root = self.store.root(root_id)
+            if root.state in (RootState.BUILDING, RootState.SUPERSEDED):
+                if not self._is_backup_due(root):
+                    self.drop(root_id)
+            else:
+                self.tree(root_id).reap_all()
+                self.store.finish_root(root_id)
+
+    def _is_backup_due(self, root: Root) -> bool:
+        if root.kind is not RootKind.HEAD:
+            return False
+        agent = self.store.agent_by_id(root.agent_id)
+        return agent is not None and agent.superseded == root.root_id
