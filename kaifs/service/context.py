@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kaifs.base.errors import AccessDeniedError
 from kaifs.base.types import RootId
-from kaifs.meta.records import AgentRecord, InodeRecord, RootState
+from kaifs.meta.records import AgentRecord, InodeRecord
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.tree.tree import Tree
@@ -97,7 +97,7 @@ class Context:
     @contextmanager
     def frozen(self, root: RootId) -> Iterator[Tree]:
         """Lend the tree of *root* as it is now: later changes and gc do not touch it. O(1)."""
-        clone = self.store.clone_root(root, RootState.BUILDING)
+        clone = self.store.clone_root(self.store.root(root)).root_id
         try:
             yield self.forest.tree(clone)
         finally:

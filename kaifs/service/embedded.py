@@ -36,8 +36,6 @@ def run_embedded(
         result = run(context, found, params, source, on_progress, on_output)
         if found.changes:
             store.commit()
-        else:
-            store.abandon()
     except BaseException:
         store.abandon()
         raise

@@ -16,13 +16,13 @@ from kaifs.base.errors import (
     AgentNotFoundError,
     AmbiguousReferenceError,
     BadReferenceError,
-    InvalidVersionError,
     SnapshotNotFoundError,
 )
 from kaifs.base.label import parse_label
 from kaifs.base.types import RootId
 from kaifs.meta.records import AgentRecord, SnapshotRecord, VersionRecord
-from kaifs.service.names import GENERATED_PREFIX, check_agent_name, check_snapshot_name
+from kaifs.service.names import GENERATED_PREFIX
+from kaifs.store.registry import check_agent_name, check_snapshot_name
 from kaifs.store.store import Store
 
 SNAPSHOTS = "@snapshots"
@@ -68,12 +68,12 @@ def resolve(store: Store, text: str) -> Target:
         folder, _, snapshot_name = rest.partition("/")
         if folder != SNAPSHOTS or not snapshot_name:
             raise BadReferenceError(repr(text))
-        agent = store.get_agent(check_agent_name(name))
+        agent = get_agent(store, name)
         check_snapshot_name(snapshot_name)
-        return _snapshot_target(agent, _get_snapshot(store, agent, snapshot_name))
+        return _snapshot_target(agent, store.get_snapshot(agent, snapshot_name))
     name, at, label = text.partition("@")
     if at:
-        agent = store.get_agent(check_agent_name(name))
+        agent = get_agent(store, name)
         version = get_version(store, agent, label)
         return Target(agent, version.root, version=version)
     return _resolve_bare(store, text)
@@ -109,6 +109,17 @@ def resolve_snapshot(store: Store, text: str) -> tuple[AgentRecord, SnapshotReco
     raise BadReferenceError(f"{text!r} is no snapshot")
 
 
+def get_agent(store: Store, name: str) -> AgentRecord:
+    """Return the agent called *name*.
+
+    Raises:
+        BadNameError: no agent can be called that.
+        AgentNotFoundError: there is none.
+    """
+    check_agent_name(name)
+    return store.get_agent(name)
+
+
 def get_version(store: Store, agent: AgentRecord, label: str) -> VersionRecord:
     """Return the version *label* of *agent*.
 
@@ -117,10 +128,7 @@ def get_version(store: Store, agent: AgentRecord, label: str) -> VersionRecord:
         InvalidVersionError: there is no such version.
     """
     parse_label(label)
-    version = store.find_version(agent.agent_id, label)
-    if version is None:
-        raise InvalidVersionError(f"{agent.name}@{label}")
-    return version
+    return store.get_version(agent, label)
 
 
 def _resolve_bare(store: Store, text: str) -> Target:
@@ -147,10 +155,3 @@ def _resolve_bare(store: Store, text: str) -> Target:
 
 def _snapshot_target(agent: AgentRecord, snapshot: SnapshotRecord) -> Target:
     return Target(agent, snapshot.root, snapshot=snapshot)
-
-
-def _get_snapshot(store: Store, agent: AgentRecord, name: str) -> SnapshotRecord:
-    snapshot = store.find_snapshot(agent.agent_id, name)
-    if snapshot is None:
-        raise SnapshotNotFoundError(f"{agent.name}/{SNAPSHOTS}/{name}")
-    return snapshot

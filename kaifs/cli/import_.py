@@ -1,0 +1,39 @@
+"""Make a sealed version from a directory.
+
+The agent is made if there is none; its first version also becomes current.
+Nothing may write to the directory meanwhile.
+"""
+
+import argparse
+from pathlib import Path
+
+from kaifs.cli.description import add_description, description
+from kaifs.cli.output import DONE, format_size, print_json, say
+from kaifs.cli.session import call, shows_progress, store_path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("agent", metavar="AGENT")
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("--as", dest="label", metavar="LABEL", required=True, help="its version")
+    add_description(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import the directory."""
+    from kaifs.service.host_source import HostSource
+    from kaifs.service.import_ import Params
+
+    source = HostSource(Path(args.directory), store_path(args.store), count=shows_progress(args))
+    params = Params(agent=args.agent, label=args.label, description=description(args))
+    made = call(args, "import", params, source=iter(source), has_progress=True)
+    if args.json:
+        print_json(made)
+    else:
+        say(
+            args,
+            f"{DONE} Imported {made.agent}@{made.version}: "
+            f"{made.files} files, {format_size(made.size)}",
+        )
+    return 0

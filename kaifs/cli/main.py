@@ -1,0 +1,137 @@
+"""From the command line to an exit status, for every verb and every failure."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+from kaifs import __version__
+from kaifs.base.errors import KaifsError
+
+EXIT_FAILURE: Final = 1
+EXIT_BUG: Final = 70
+"""Source: EX_SOFTWARE of sysexits.h."""
+EXIT_INTERRUPTED: Final = 130
+EXIT_BROKEN_PIPE: Final = 141
+MOUNT_HELPER: Final = "mount.kaifs"
+
+VERBS: Final = {
+    "init": "make a store",
+    "import": "make a sealed version from a directory",
+    "export": "write a tree to a directory or a tar stream",
+    "mount": "mount a store",
+    "umount": "unmount, when all is on disk",
+    "status": "show store, daemon, mounts and space",
+    "list": "list agents, or the versions of one",
+    "show": "show a version's record",
+    "manifest": "print the canonical manifest",
+    "seal": "make a version from current",
+    "diff": "compare two trees",
+    "rollback": "make current show an older version",
+    "snapshot": "make a writable snapshot",
+    "snapshots": "list snapshots",
+    "discard": "remove a snapshot",
+    "remove": "take a version away",
+    "gc": "free what nothing reaches",
+    "fsck": "check the store",
+}
+"""What each verb does, in the order of the help."""
+
+
+class _VerbParser(argparse.ArgumentParser):
+    """A verb's parser that learns its arguments when its verb is used."""
+
+    def __init__(self, *, module: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self._module = module
+
+    def parse_known_args(  # type: ignore[override]  # typeshed's overloads say the same in pieces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if self._module:
+            module = import_module(self._module)
+            self._module = ""
+            self.description = (module.__doc__ or "").strip()
+            self.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.configure(self)
+            self.set_defaults(run=module.run)
+        return super().parse_known_args(args, namespace)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if Path(sys.argv[0]).name == MOUNT_HELPER:
+        arguments.insert(0, "mount")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    args = _parse(arguments)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except KaifsError as error:
+        status = _tell_failure(args, error)
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python's own flush at exit must not
+        # complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_BROKEN_PIPE
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug becomes exit 70
+        status = _tell_bug(args, error)
+    return status
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--store", metavar="PATH", help="the store (default: $KAIFS_STORE)")
+    common.add_argument("--json", action="store_true", help="print one JSON document")
+    common.add_argument("-q", "--quiet", action="store_true", help="print only what was asked for")
+    parser = argparse.ArgumentParser(
+        prog="kaifs", description="The file system that agents run from.", parents=[common]
+    )
+    parser.add_argument("--version", action="version", version=f"kaifs {__version__}")
+    verbs = parser.add_subparsers(
+        title="verbs", metavar="VERB", dest="verb", required=True, parser_class=_VerbParser
+    )
+    for verb, does in VERBS.items():
+        verbs.add_parser(verb, help=does, parents=[common], module=f"kaifs.cli.{_module(verb)}")
+    namespace = argparse.Namespace(store=None, json=False, quiet=False, trouble=EXIT_FAILURE)
+    return parser.parse_args(arguments, namespace)
+
+
+def _module(verb: str) -> str:
+    return verb + "_" if verb in ("import", "list") else verb
+
+
+def _tell_failure(args: argparse.Namespace, error: KaifsError) -> int:
+    print(f"kaifs: {error}", file=sys.stderr)
+    if args.json:
+        from kaifs.cli.output import print_json
+
+        failure = {"code": str(error.code), "message": error.message, "details": error.details}
+        if error.subject:
+            failure["details"] = {"subject": error.subject, **error.details}
+        print_json({"error": failure})
+    trouble: int = args.trouble
+    return trouble
+
+
+def _tell_bug(args: argparse.Namespace, error: Exception) -> int:
+    from kaifs.cli.bugs import log_bug
+
+    log = log_bug(args.store, error)
+    where = f"; {log} has the details" if log else ""
+    print(f"kaifs: a bug in kaifs: {type(error).__name__}: {error}{where}", file=sys.stderr)
+    if args.json:
+        from kaifs.cli.output import print_json
+
+        print_json({"error": {"code": "BUG", "message": str(error), "details": {}}})
+    return EXIT_BUG

@@ -1,0 +1,75 @@
+"""What a command prints: text for people, or one JSON document."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any, Final, TextIO
+
+DONE: Final = "✅"
+FAILED: Final = "❌"
+"""Source: specification, AgentVersionCLI."""
+
+_COLOURS: Final = {"red": 31, "green": 32, "yellow": 33, "bold": 1, "dim": 2}
+_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def print_json(value: Any) -> None:
+    """Print *value* as one JSON document on stdout."""
+    import msgspec
+
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    sys.stdout.buffer.write(text + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Print what a person reads on the way: on stdout, on stderr beside JSON, not if quiet."""
+    if not args.quiet:
+        print(text, file=sys.stderr if args.json else sys.stdout)
+
+
+def warn(args: argparse.Namespace, text: str) -> None:
+    """Print what went not quite as asked, on stderr."""
+    if not args.quiet:
+        print(f"kaifs: {text}", file=sys.stderr)
+
+
+def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """Return *text* in *colour* if *stream* (stdout) is a terminal and nobody objects."""
+    stream = stream or sys.stdout
+    if os.environ.get("NO_COLOR") or not stream.isatty():
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+def format_size(size: int) -> str:
+    """Return *size* bytes as people read it: `0 B`, `1.5 KiB`."""
+    if size < 1024:
+        return f"{size} B"
+    value = float(size)
+    unit = 0
+    while value >= 1024 and unit + 1 < len(_UNITS):
+        value /= 1024
+        unit += 1
+    return f"{value:.1f} {_UNITS[unit]}"
+
+
+def format_age(seconds: float) -> str:
+    """Return a duration in its largest whole unit: `12s`, `5m`, `3h`, `2d`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Return *rows*, the first being the heading, as aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+    heading, *rest = lines
+    return "\n".join([coloured(heading, "bold"), *rest])

@@ -1,0 +1,40 @@
+"""Make a version from current, or from another tree; current moves on to it.
+
+Without LABEL the newest version's patch number grows by one, or what --bump says.
+"""
+
+import argparse
+
+from kaifs.cli.description import add_description, description
+from kaifs.cli.output import DONE, print_json, say
+from kaifs.cli.session import call
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("agent", metavar="AGENT")
+    label = parser.add_mutually_exclusive_group()
+    label.add_argument("label", nargs="?", metavar="LABEL")
+    label.add_argument("--bump", choices=("major", "minor", "patch"), default="patch")
+    parser.add_argument("--from", dest="source", metavar="REF", help="what (default: current)")
+    add_description(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Seal it."""
+    from kaifs.service.seal import Params
+
+    params = Params(
+        agent=args.agent,
+        label=args.label,
+        bump=args.bump,
+        source=args.source,
+        description=description(args),
+    )
+    made = call(args, "seal", params, has_progress=True)
+    if args.json:
+        print_json(made)
+    else:
+        say(args, f"{DONE} Sealed {made.agent}@{made.version}")
+        say(args, f"Hash: {made.hash}")
+    return 0

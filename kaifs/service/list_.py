@@ -1,0 +1,85 @@
+"""Lists agents, or the versions of one, newest first."""
+
+from collections.abc import Generator
+
+import msgspec
+
+from kaifs.base.errors import AccessDeniedError
+from kaifs.meta.records import AgentRecord
+from kaifs.service.context import Context
+from kaifs.service.record import VersionMetadata, decode_record
+from kaifs.service.reference import get_agent
+from kaifs.service.steps import Item, Step
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """What to list."""
+
+    agent: str | None = None
+    """None lists the agents."""
+
+
+class AgentInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One agent."""
+
+    agent: str
+    version: str
+    """What current is based on; empty if it has no version yet."""
+    versions: int
+    snapshots: int
+
+
+class VersionInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The specification's VersionInfo."""
+
+    version: str
+    metadata: VersionMetadata
+    is_current: bool
+    size: int
+    """Bytes of all its regular files."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Agents by name, or versions, newest first. The other one is empty."""
+
+    agents: tuple[AgentInfo, ...] = ()
+    versions: tuple[VersionInfo, ...] = ()
+
+
+def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
+    """List agents or versions.
+
+    Raises:
+        AgentNotFoundError: there is no such agent.
+        AccessDeniedError: its folder is closed to the caller.
+    """
+    yield from ()
+    store = context.store
+    if params.agent is None:
+        agents = (_agent_info(context, agent) for agent in store.agents())
+        return Result(agents=tuple(info for info in agents if info is not None))
+    agent = get_agent(store, params.agent)
+    context.require_reader(agent)
+    versions = tuple(
+        VersionInfo(
+            version=version.label,
+            metadata=decode_record(version.record).metadata,
+            is_current=version.label == agent.version,
+            size=version.size,
+        )
+        for version in reversed(store.versions(agent.agent_id))
+    )
+    return Result(versions=versions)
+
+
+def _agent_info(context: Context, agent: AgentRecord) -> AgentInfo | None:
+    try:
+        context.require_reader(agent)
+    except AccessDeniedError:
+        return None
+    return AgentInfo(
+        agent=agent.name,
+        version=agent.version,
+        versions=len(context.store.versions(agent.agent_id)),
+        snapshots=len(context.store.snapshots(agent.agent_id)),
+    )
