@@ -5,7 +5,7 @@ attacker. SHA-256 seals: whatever a version's hash promises rests on it alone.
 """
 
 import hashlib
-from typing import Final
+from typing import Final, Protocol
 
 import xxhash
 
@@ -24,6 +24,22 @@ def record_checksum(record: bytes | memoryview) -> bytes:
     return xxhash.xxh3_64_digest(record)
 
 
-def sha256(payload: bytes | memoryview = b"") -> "hashlib._Hash":
+class Sha256(Protocol):
+    """A SHA-256 being computed."""
+
+    def update(self, payload: bytes | memoryview, /) -> None:
+        """Take in *payload*."""
+        ...
+
+    def digest(self) -> bytes:
+        """Return the hash of what came so far: 32 bytes."""
+        ...
+
+    def hexdigest(self) -> str:
+        """Return the hash of what came so far: 64 lower-case hex digits."""
+        ...
+
+
+def sha256(payload: bytes | memoryview = b"") -> Sha256:
     """Return a SHA-256 that has taken in *payload*."""
     return hashlib.sha256(payload)

@@ -1,0 +1,191 @@
+"""What differs between two trees, as paths, in O(changes) if they share a lineage.
+
+Trees of one lineage share nodes, which are skipped, and inode numbers: an inode
+that is in both with the same time of birth is the same object, so a moved one
+is told as renamed. Trees of different lineages are walked side by side.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kaifs.base.types import TOP_INO, Ino
+from kaifs.meta import keys
+from kaifs.meta.records import INODE, InodeRecord
+from kaifs.tree.btree import differing
+from kaifs.tree.tree import Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One path at which two trees differ."""
+
+    status: str
+    """A added, D deleted, M modified, R renamed, T type changed."""
+    path: bytes
+    """In the new tree; for D in the old one."""
+    old_ino: Ino | None
+    new_ino: Ino | None
+    old_path: bytes | None = None
+    """R only: where it was."""
+
+
+def changed_inos(old: Tree, new: Tree) -> dict[Ino, set[int]]:
+    """Return each inode of which some key differs, with the kinds of those keys."""
+    found: dict[Ino, set[int]] = {}
+    for key, _, _ in differing(old.store.nodes, old.root.top, new.root.top):
+        ino, kind, _ = keys.split_key(key)
+        if ino != keys.NO_INO:
+            found.setdefault(ino, set()).add(kind)
+    return found
+
+
+def directories_to_render(old: Tree, new: Tree, changed: dict[Ino, set[int]]) -> set[Ino]:
+    """Return the directories of *new* whose listing differs from that in *old*."""
+    found: set[Ino] = set()
+    for ino, kinds in changed.items():
+        if keys.DENTRY in kinds:
+            found.add(ino)
+        if keys.INODE in kinds or keys.EXTENT in kinds:
+            found.update(parent for tree in (old, new) for parent, _ in tree.links(ino))
+    return found
+
+
+def diff(old: Tree, new: Tree) -> Iterator[Difference]:
+    """Yield what leads from *old* to *new*, sorted by path.
+
+    Times alone make no difference, nor do the times and size of a directory
+    whose entries changed: the entries are told.
+    """
+    if old.root.top == new.root.top:
+        return
+    if old.root.lineage == new.root.lineage:
+        found = _diff_lineage(old, new)
+    else:
+        found = list(_diff_walks(old, new))
+    yield from sorted(found, key=lambda difference: difference.path)
+
+
+def _find(tree: Tree, ino: Ino) -> InodeRecord | None:
+    value = tree.btree.get(keys.inode_key(ino))
+    inode = None if value is None else INODE.decode(value)
+    return None if inode is None or inode.nlink == 0 else inode
+
+
+def _diff_lineage(old: Tree, new: Tree) -> list[Difference]:
+    gone: dict[bytes, Ino] = {}
+    come: dict[bytes, Ino] = {}
+    found: list[Difference] = []
+    for ino, kinds in changed_inos(old, new).items():
+        before, after = _find(old, ino), _find(new, ino)
+        moved = keys.LINK in kinds or (before is None) != (after is None)
+        if before is not None and after is not None and before.btime_ns != after.btime_ns:
+            # Two branches of a lineage gave the same number to different objects.
+            moved = True
+        if moved:
+            gone.update((path, ino) for path in (old.paths(ino) if before else []))
+            come.update((path, ino) for path in (new.paths(ino) if after else []))
+        elif (
+            before is not None and after is not None and _differ(old, ino, before, new, ino, after)
+        ):
+            found += [Difference("M", path, ino, ino) for path in new.paths(ino)]
+    for path in gone.keys() & come.keys():
+        difference = _compare(old, gone.pop(path), new, come.pop(path), path)
+        if difference is not None:
+            found.append(difference)
+    return found + _pair(old, gone, new, come)
+
+
+def _pair(old: Tree, gone: dict[bytes, Ino], new: Tree, come: dict[bytes, Ino]) -> list[Difference]:
+    """Tell what left one path and came to another as renamed; the rest as deleted and added."""
+    left: dict[Ino, list[bytes]] = {}
+    for path in sorted(gone):
+        left.setdefault(gone[path], []).append(path)
+    found: list[Difference] = []
+    for path in sorted(come):
+        ino = come[path]
+        before, after = _find(old, ino), _find(new, ino)
+        if before and after and before.btime_ns == after.btime_ns and left.get(ino):
+            old_path = left[ino].pop(0)
+            del gone[old_path]
+            found.append(Difference("R", path, ino, ino, old_path))
+        else:
+            found.append(Difference("A", path, None, ino))
+    found += [Difference("D", path, ino, None) for path, ino in gone.items()]
+    return found
+
+
+def _compare(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino, path: bytes) -> Difference | None:
+    before, after = old.inode(old_ino), new.inode(new_ino)
+    if stat.S_IFMT(before.mode) != stat.S_IFMT(after.mode):
+        return Difference("T", path, old_ino, new_ino)
+    if _differ(old, old_ino, before, new, new_ino, after):
+        return Difference("M", path, old_ino, new_ino)
+    return None
+
+
+def _differ(
+    old: Tree, old_ino: Ino, before: InodeRecord, new: Tree, new_ino: Ino, after: InodeRecord
+) -> bool:
+    """Return whether two objects of one type differ in more than times."""
+    if (before.mode, before.uid, before.gid, before.rdev) != (
+        after.mode,
+        after.uid,
+        after.gid,
+        after.rdev,
+    ):
+        return True
+    if stat.S_ISREG(before.mode) and not same_content(old, old_ino, new, new_ino):
+        return True
+    if stat.S_ISLNK(before.mode) and old.readlink(old_ino) != new.readlink(new_ino):
+        return True
+    return old.xattrs(old_ino) != new.xattrs(new_ino)
+
+
+def same_content(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino) -> bool:
+    """Return whether two regular files hold the same bytes."""
+    before, after = old.inode(old_ino), new.inode(new_ino)
+    if before.size != after.size:
+        return False
+    if before.sha256 and after.sha256:
+        return before.sha256 == after.sha256
+    if old.content.extents(old_ino) == new.content.extents(new_ino):
+        return True
+    step = 1 << 20
+    return all(
+        old.read(old_ino, offset, step) == new.read(new_ino, offset, step)
+        for offset in range(0, before.size, step)
+    )
+
+
+def _diff_walks(old: Tree, new: Tree) -> Iterator[Difference]:
+    """Walk two trees side by side, by path. O(both)."""
+    stack = [(TOP_INO, TOP_INO, b"")]
+    while stack:
+        old_ino, new_ino, path = stack.pop()
+        difference = _compare(old, old_ino, new, new_ino, path)
+        if difference is not None:
+            yield difference
+        before, after = old.inode(old_ino), new.inode(new_ino)
+        ours = _names(old, old_ino) if stat.S_ISDIR(before.mode) else {}
+        theirs = _names(new, new_ino) if stat.S_ISDIR(after.mode) else {}
+        for name in ours.keys() | theirs.keys():
+            below = path + b"/" + name if path else name
+            if name not in theirs:
+                yield from _all_below(old, ours[name], below, "D")
+            elif name not in ours:
+                yield from _all_below(new, theirs[name], below, "A")
+            else:
+                stack.append((ours[name], theirs[name], below))
+
+
+def _names(tree: Tree, ino: Ino) -> dict[bytes, Ino]:
+    return {entry.name: entry.ino for entry in tree.sorted_entries(ino)}
+
+
+def _all_below(tree: Tree, ino: Ino, path: bytes, status: str) -> Iterator[Difference]:
+    for entry in tree.walk(ino, path):
+        old, new = (entry.ino, None) if status == "D" else (None, entry.ino)
+        yield Difference(status, entry.path, old, new)
