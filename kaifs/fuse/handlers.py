@@ -1,0 +1,215 @@
+"""Request handlers: what every transport does for a request of the kernel.
+
+They add to the name space what belongs to a connection: lookup counts, which
+inodes are open for writing, how many STATFS came, and what a request has to
+wait for. Ints and bytes in, plain values out, `KaifsError` if it cannot be.
+
+Everything but `fsync` and `mkdir` is done without a wait, so no request ever
+sees another half done.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+
+from kaifs.base.types import KernelNode
+from kaifs.tree.tree import AttributeChange
+from kaifs.views.attributes import Attributes, Caller, FileSystemSpace, Listed
+from kaifs.views.namespace import Namespace
+
+_WRITES = 1 << 63
+"""Marks the handle of an open that may write. Node ids end below it."""
+
+
+class Handlers:
+    """The handlers of one connection. A file handle is the node id, so nothing is kept for it."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        commit: Callable[[], Awaitable[None]],
+        barrier: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Answer from *namespace*.
+
+        Args:
+            namespace: What the kernel sees.
+            commit: Waits until everything done so far is durable.
+            barrier: Waits until everything that programs have written has arrived here.
+        """
+        self.namespace = namespace
+        self.statfs_seen = 0
+        """STATFS requests so far: the barrier's marker."""
+        self.background_seen = 0
+        """READs and WRITEs so far: what the kernel's limit of background requests is about."""
+        self.background_seen = 0
+        """READ and WRITE requests so far: the kernel holds some back while many wait."""
+        self._commit = commit
+        self._barrier = barrier
+        self._writers: dict[KernelNode, int] = {}
+
+    # --- names ------------------------------------------------------------------------
+
+    def lookup(self, parent: KernelNode, name: bytes) -> Attributes | None:
+        """Find a name; None: absent, to be remembered by the kernel."""
+        found = self.namespace.lookup(parent, name)
+        return None if found is None else self._told(found)
+
+    def forget(self, node: KernelNode, lookups: int) -> None:
+        """Take *lookups* off what the kernel knows of *node*."""
+        self.namespace.forget(node, lookups)
+
+    def mknod(
+        self, parent: KernelNode, name: bytes, mode: int, rdev: int, caller: Caller
+    ) -> Attributes:
+        """Make a file of any type but a directory."""
+        return self._told(self.namespace.make(parent, name, mode, caller, rdev))
+
+    async def mkdir(self, parent: KernelNode, name: bytes, mode: int, caller: Caller) -> Attributes:
+        """Make a directory; in `@snapshots/` one that shows all that was written before."""
+        if self.namespace.is_snapshots(parent):
+            await self._barrier()
+        return self._told(self.namespace.make(parent, name, mode, caller))
+
+    def create(
+        self, parent: KernelNode, name: bytes, mode: int, caller: Caller
+    ) -> tuple[Attributes, int]:
+        """Make a regular file and open it; return its attributes and handle."""
+        made = self._told(self.namespace.make(parent, name, mode, caller))
+        return made, self._open_for_writing(made.node)
+
+    def symlink(self, parent: KernelNode, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        """Make a symbolic link."""
+        return self._told(self.namespace.symlink(parent, name, target, caller))
+
+    def link(self, node: KernelNode, parent: KernelNode, name: bytes) -> Attributes:
+        """Give a file another name."""
+        return self._told(self.namespace.link(node, parent, name))
+
+    def unlink(self, parent: KernelNode, name: bytes) -> None:
+        """Take away a file's name."""
+        self.namespace.unlink(parent, name)
+
+    def rmdir(self, parent: KernelNode, name: bytes, caller: Caller) -> None:
+        """Remove a directory."""
+        self.namespace.rmdir(parent, name, caller)
+
+    def rename(
+        self,
+        parent: KernelNode,
+        name: bytes,
+        new_parent: KernelNode,
+        new_name: bytes,
+        flags: int,
+        caller: Caller,
+    ) -> None:
+        """Move a name."""
+        self.namespace.rename(parent, name, new_parent, new_name, flags, caller)
+
+    def readdir(self, node: KernelNode, cookie: int) -> Iterator[Listed]:
+        """Yield the entries after *cookie*. Call `listed` for each that the reply has room for."""
+        return self.namespace.readdir(node, cookie)
+
+    def listed(self, entry: Listed) -> None:
+        """Note that *entry* is in a reply."""
+        if entry.counted:
+            self.namespace.remember(entry.attributes.node)
+
+    def _told(self, attributes: Attributes) -> Attributes:
+        """Note that the kernel gets to know a node."""
+        self.namespace.remember(attributes.node)
+        return attributes
+
+    # --- inodes -----------------------------------------------------------------------
+
+    def getattr(self, node: KernelNode) -> Attributes:
+        """Return attributes."""
+        return self.namespace.getattr(node)
+
+    def setattr(
+        self, node: KernelNode, change: AttributeChange, *, kill_privileges: bool = False
+    ) -> Attributes:
+        """Change attributes and return them."""
+        return self.namespace.setattr(node, change, kill_privileges=kill_privileges)
+
+    def readlink(self, node: KernelNode) -> bytes:
+        """Return a symbolic link's target."""
+        return self.namespace.readlink(node)
+
+    def getxattr(self, node: KernelNode, name: bytes) -> bytes:
+        """Return an extended attribute."""
+        return self.namespace.getxattr(node, name)
+
+    def setxattr(self, node: KernelNode, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute."""
+        self.namespace.setxattr(node, name, value, flags)
+
+    def listxattr(self, node: KernelNode) -> list[bytes]:
+        """Return the names of extended attributes."""
+        return self.namespace.listxattr(node)
+
+    def removexattr(self, node: KernelNode, name: bytes) -> None:
+        """Remove an extended attribute."""
+        self.namespace.removexattr(node, name)
+
+    # --- open files -------------------------------------------------------------------
+
+    def open(self, node: KernelNode, flags: int, caller: Caller) -> int:
+        """Check what an open asks for and return the handle."""
+        if self.namespace.open(node, flags, caller):
+            return self._open_for_writing(node)
+        return node
+
+    def opendir(self, node: KernelNode) -> int:
+        """Check that a directory is there and return the handle."""
+        self.namespace.getattr(node)
+        return node
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Return up to *size* bytes; fewer only at the end of the file."""
+        self.background_seen += 1
+        self.background_seen += 1
+        return self.namespace.read(_node_of(handle), offset, size)
+
+    def write(self, handle: int, offset: int, data: bytes, *, kill_privileges: bool = False) -> int:
+        """Write and return how much: all."""
+        self.background_seen += 1
+        self.background_seen += 1
+        return self.namespace.write(_node_of(handle), offset, data, kill_privileges=kill_privileges)
+
+    async def fsync(self) -> None:
+        """Wait until everything done so far is durable, names included."""
+        await self._commit()
+
+    def release(self, handle: int) -> None:
+        """Close a handle."""
+        if not handle & _WRITES:
+            return
+        node = _node_of(handle)
+        opens = self._writers.get(node, 0) - 1
+        if opens > 0:
+            self._writers[node] = opens
+        else:
+            self._writers.pop(node, None)
+
+    def written_nodes(self) -> list[KernelNode]:
+        """Return the inodes that are open for writing, and so may have unsent data."""
+        return list(self._writers)
+
+    def written_paths(self) -> list[bytes]:
+        """Return a path from the mount's root of each of `written_nodes` that still has one."""
+        paths = (self.namespace.path_of(node) for node in self._writers)
+        return [path for path in paths if path is not None]
+
+    def _open_for_writing(self, node: KernelNode) -> int:
+        self._writers[node] = self._writers.get(node, 0) + 1
+        return node | _WRITES
+
+    # --- the file system ----------------------------------------------------------------
+
+    def statfs(self) -> FileSystemSpace:
+        """Return the space, and count: requests are answered in the order in which they come."""
+        self.statfs_seen += 1
+        return self.namespace.statfs()
+
+
+def _node_of(handle: int) -> KernelNode:
+    return KernelNode(handle & ~_WRITES)

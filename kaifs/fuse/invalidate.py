@@ -1,0 +1,123 @@
+"""Telling the kernel which names it remembers wrongly.
+
+The kernel remembers names for ever, so what verbs change in the registry is
+taken out of its cache, exactly. Telling it can block: it takes the lock of the
+folder, which an unanswered request in that folder holds, and dropping an inode
+writes its dirty pages back through this very server. So a thread of its own
+does it, never a handler.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyfuse3
+import trio
+from pyfuse3 import FileNameT, InodeT
+
+from kaifs.base.types import KernelNode
+from kaifs.store.changes import Change
+from kaifs.views.namespace import Namespace
+from kaifs.views.stale import StaleName, stale_names
+
+log = logging.getLogger(__name__)
+
+
+class Notifier(Protocol):
+    """How a transport tells the kernel. Each call may block; FileNotFoundError: not cached."""
+
+    def invalidate_entry(self, parent: KernelNode, name: bytes) -> None:
+        """Let the kernel forget *name* in *parent*."""
+        ...
+
+    def invalidate_inode(self, node: KernelNode) -> None:
+        """Let the kernel forget the attributes and the listing of *node*."""
+        ...
+
+
+class Pyfuse3Notifier:
+    """Tells the kernel through pyfuse3's session."""
+
+    def invalidate_entry(self, parent: KernelNode, name: bytes) -> None:
+        """Let the kernel forget *name* in *parent*."""
+        pyfuse3.invalidate_entry(InodeT(parent), FileNameT(name))
+
+    def invalidate_inode(self, node: KernelNode) -> None:
+        """Let the kernel forget the attributes and the listing of *node*."""
+        pyfuse3.invalidate_inode(InodeT(node))
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """A mark in the queue: everything before it is done."""
+
+    report: Callable[[], object]
+
+
+class Invalidator:
+    """One mount's invalidations, in order, by a thread of its own.
+
+    The thread starts with the first change. Call `stop` while requests are
+    still answered: an invalidation that is under way may need one.
+    """
+
+    def __init__(self, namespace: Namespace, notifier: Notifier) -> None:
+        self._namespace = namespace
+        self._notifier = notifier
+        self._queue: queue.SimpleQueue[StaleName | _Reached | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def changed(self, change: Change) -> None:
+        """Take in a change of the registry. Does not block.
+
+        What a request of this mount changes, the kernel has corrected itself.
+        """
+        if self._namespace.acting:
+            return
+        for stale in stale_names(self._namespace, change):
+            self._put(stale)
+
+    async def wait_idle(self) -> None:
+        """Wait until the kernel knows of every change so far. Not from a handler."""
+        reached = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        self._put(_Reached(lambda: token.run_sync_soon(reached.set)))
+        await reached.wait()
+
+    def stop(self) -> None:
+        """Finish what is queued, and end the thread. Blocks while the kernel does."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _put(self, item: StaleName | _Reached) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="invalidate", daemon=True)
+            self._thread.start()
+        self._queue.put(item)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, _Reached):
+                item.report()
+                continue
+            with _forgiving():
+                self._notifier.invalidate_entry(item.parent, item.name)
+            # A new name has no dentry, so it is ENOENT above, but the folder's listing is old.
+            with _forgiving():
+                self._notifier.invalidate_inode(item.parent)
+
+
+@contextmanager
+def _forgiving() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        pass  # The kernel had not remembered it.
+    except OSError:
+        log.exception("invalidation_failed")

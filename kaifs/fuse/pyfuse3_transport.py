@@ -1,0 +1,375 @@
+"""The FUSE transport through pyfuse3 and libfuse: any kernel, also unprivileged.
+
+With the writeback cache on, the kernel gathers writes, keeps a regular file's
+size, mtime and ctime, and sends them with SETATTR; set-id bits it clears by
+SETATTR as well, since libfuse does not ask for HANDLE_KILLPRIV (Debian 12,
+libfuse 3.14: INIT flags 0x4041b039). A truncation at open is the exception: it
+comes with OPEN (ATOMIC_O_TRUNC), all of it.
+
+pyfuse3 holds its session in module variables, so one process has at most one
+mount of this kind.
+"""
+
+import ctypes
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from kaifs.base.errors import MountFailedError
+from kaifs.base.types import NAME_MAX, KernelNode
+from kaifs.fuse.entry_layout import find_stat_ino_offset
+from kaifs.fuse.errno_map import replies
+from kaifs.fuse.handlers import Handlers
+from kaifs.tree.tree import AttributeChange
+from kaifs.views.attributes import FOREVER_S, Attributes, Caller, FileSystemSpace
+
+log = logging.getLogger(__name__)
+
+FSNAME: Final = "kaifs"
+SUBTYPE: Final = "kaifs"
+"""Makes the type in mount tables `fuse.kaifs`."""
+
+_answered = replies(FUSEError)
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What the kernel is told of a mount."""
+
+    read_only: bool = False
+    allow_other: bool | None = None
+    """Whether other users than the one who mounts get in; None: if root mounts."""
+    flags: tuple[str, ...] = ()
+    """Options of mount(8) for the kernel, such as `dev`, `suid`, `noatime`."""
+
+    def as_fuse_options(self) -> set[str]:
+        """Return the options as libfuse spells them."""
+        options = {"default_permissions", f"fsname={FSNAME}", f"subtype={SUBTYPE}", *self.flags}
+        if os.geteuid() == 0 if self.allow_other is None else self.allow_other:
+            options.add("allow_other")
+        options.add("ro" if self.read_only else "rw")
+        return options
+
+
+class Pyfuse3Operations(pyfuse3.Operations):
+    """Turns pyfuse3's calls into calls of handlers. `flush` and `poll` stay unimplemented.
+
+    ENOSYS to the first FLUSH silences it for good; a close still sends what is
+    dirty. ACCESS does not come with default_permissions.
+    """
+
+    enable_writeback_cache = True
+    supports_dot_lookup = True
+    enable_acl = False
+
+    def __init__(self, handlers: Handlers) -> None:
+        """Answer with *handlers*.
+
+        Raises:
+            MountFailedError: this pyfuse3 cannot tell node ids from st_ino.
+        """
+        self._handlers = handlers
+        self._stat_ino_offset = find_stat_ino_offset()
+        absent = EntryAttributes()
+        absent.st_ino = InodeT(0)
+        absent.entry_timeout = FOREVER_S
+        self._absent = absent
+
+    def _entry(self, attributes: Attributes, *, known: bool = True) -> EntryAttributes:
+        """Return *attributes* as pyfuse3 takes them; without the node unless *known*."""
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(attributes.node if known else 0)
+        # After the property, which sets both numbers.
+        place = id(entry) + self._stat_ino_offset
+        ctypes.c_uint64.from_address(place).value = attributes.st_ino
+        entry.entry_timeout = attributes.entry_timeout_s
+        entry.attr_timeout = attributes.attr_timeout_s
+        entry.st_mode = ModeT(attributes.mode)
+        entry.st_nlink = attributes.nlink
+        entry.st_uid = attributes.uid
+        entry.st_gid = attributes.gid
+        entry.st_rdev = attributes.rdev
+        entry.st_size = attributes.size
+        entry.st_blocks = attributes.blocks
+        entry.st_atime_ns = attributes.atime_ns
+        entry.st_mtime_ns = attributes.mtime_ns
+        entry.st_ctime_ns = attributes.ctime_ns
+        return entry
+
+    # --- names ------------------------------------------------------------------------
+
+    @_answered
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Answer LOOKUP."""
+        found = self._handlers.lookup(_node(parent_inode), name)
+        return self._absent if found is None else self._entry(found)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Take in FORGET and BATCH_FORGET, which have no reply."""
+        for inode, lookups in inode_list:
+            try:
+                self._handlers.forget(_node(inode), lookups)
+            except Exception:
+                # A node too many in memory harms less than a server that ends.
+                log.exception("forget_failed", extra={"node": inode})
+
+    @_answered
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Answer MKNOD."""
+        return self._entry(
+            self._handlers.mknod(_node(parent_inode), name, mode, rdev, _caller(ctx))
+        )
+
+    @_answered
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Answer MKDIR."""
+        return self._entry(
+            await self._handlers.mkdir(_node(parent_inode), name, mode, _caller(ctx))
+        )
+
+    @_answered
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Answer CREATE."""
+        made, handle = self._handlers.create(_node(parent_inode), name, mode, _caller(ctx))
+        return FileInfo(fh=FileHandleT(handle), keep_cache=True), self._entry(made)
+
+    @_answered
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Answer SYMLINK."""
+        return self._entry(self._handlers.symlink(_node(parent_inode), name, target, _caller(ctx)))
+
+    @_answered
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Answer LINK."""
+        return self._entry(self._handlers.link(_node(inode), _node(new_parent_inode), new_name))
+
+    @_answered
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Answer UNLINK."""
+        self._handlers.unlink(_node(parent_inode), name)
+
+    @_answered
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Answer RMDIR."""
+        self._handlers.rmdir(_node(parent_inode), name, _caller(ctx))
+
+    @_answered
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        """Answer RENAME and RENAME2."""
+        self._handlers.rename(
+            _node(parent_inode_old),
+            name_old,
+            _node(parent_inode_new),
+            name_new,
+            flags,
+            _caller(ctx),
+        )
+
+    # --- inodes -----------------------------------------------------------------------
+
+    @_answered
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Answer GETATTR."""
+        return self._entry(self._handlers.getattr(_node(inode)))
+
+    @_answered
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Answer SETATTR."""
+        change = AttributeChange(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+        )
+        return self._entry(self._handlers.setattr(_node(inode), change))
+
+    @_answered
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """Answer READLINK."""
+        return FileNameT(self._handlers.readlink(_node(inode)))
+
+    @_answered
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """Answer GETXATTR."""
+        return self._handlers.getxattr(_node(inode), name)
+
+    @_answered
+    async def setxattr(
+        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
+    ) -> None:
+        """Answer SETXATTR; pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE by GETXATTR."""
+        self._handlers.setxattr(_node(inode), name, value)
+
+    @_answered
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
+        """Answer LISTXATTR."""
+        return self._handlers.listxattr(_node(inode))
+
+    @_answered
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Answer REMOVEXATTR."""
+        self._handlers.removexattr(_node(inode), name)
+
+    # --- open files -------------------------------------------------------------------
+
+    @_answered
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """Answer OPEN. Cached pages stay: only the kernel's own requests change a file."""
+        handle = self._handlers.open(_node(inode), flags, _caller(ctx))
+        return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+
+    @_answered
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """Answer READ."""
+        return self._handlers.read(fh, off, size)
+
+    @_answered
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Answer WRITE."""
+        return self._handlers.write(fh, off, buf)
+
+    @_answered
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Answer FSYNC; the kernel has sent the file's dirty pages before."""
+        await self._handlers.fsync()
+
+    @_answered
+    async def release(self, fh: FileHandleT) -> None:
+        """Answer RELEASE."""
+        self._handlers.release(fh)
+
+    @_answered
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Answer OPENDIR."""
+        return FileHandleT(self._handlers.opendir(_node(inode)))
+
+    @_answered
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """Answer READDIRPLUS. Node id 0 tells the kernel not to look an entry up by the way."""
+        for found in self._handlers.readdir(KernelNode(fh), start_id):
+            entry = self._entry(found.attributes, known=found.counted)
+            if not pyfuse3.readdir_reply(token, FileNameT(found.name), entry, found.cookie):
+                break
+            self._handlers.listed(found)
+
+    @_answered
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Answer RELEASEDIR."""
+
+    @_answered
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Answer FSYNCDIR."""
+        await self._handlers.fsync()
+
+    # --- the file system ----------------------------------------------------------------
+
+    @_answered
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """Answer STATFS."""
+        return _statvfs(self._handlers.statfs())
+
+
+class Pyfuse3Mount:
+    """One mount through pyfuse3. Signals are for the caller to handle."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        """Serve with *handlers*.
+
+        Raises:
+            MountFailedError: this pyfuse3 cannot be used.
+        """
+        self._operations = Pyfuse3Operations(handlers)
+
+    def mount(self, mountpoint: Path, options: MountOptions) -> None:
+        """Mount on *mountpoint*. Requests wait until `serve` runs.
+
+        Raises:
+            MountFailedError: the system refuses.
+        """
+        try:
+            pyfuse3.init(self._operations, str(mountpoint), options.as_fuse_options())
+        except RuntimeError as error:
+            # libfuse prints the cause on stderr and returns none.
+            raise MountFailedError(f"{mountpoint}: {error}") from error
+
+    async def serve(self) -> None:
+        """Answer requests until the file system is unmounted or `terminate` is called."""
+        await pyfuse3.main()
+
+    def terminate(self) -> None:
+        """Let `serve` return; the mount stays, and answers nothing."""
+        pyfuse3.terminate()
+
+    def unmount(self) -> None:
+        """Detach the mount if it is there, and close the connection. After `serve` has returned."""
+        pyfuse3.close(unmount=True)
+
+
+def _node(inode: InodeT) -> KernelNode:
+    return KernelNode(inode)
+
+
+def _caller(context: RequestContext) -> Caller:
+    return Caller(context.uid, context.gid)
+
+
+def _statvfs(space: FileSystemSpace) -> StatvfsData:
+    answer = StatvfsData()
+    answer.f_bsize = answer.f_frsize = space.block_size
+    answer.f_blocks = space.blocks
+    answer.f_bfree = space.free
+    answer.f_bavail = space.available
+    answer.f_files = space.inodes
+    answer.f_ffree = answer.f_favail = space.inodes_free
+    answer.f_namemax = NAME_MAX
+    return answer

@@ -1,0 +1,711 @@
+"""The name space of a mount: what each request of the kernel reads or changes.
+
+A node is (root id, inode number). Root id 0 is the virtual folders; any other
+is a tree, whose top directory is the root of a view. Everything here is
+synchronous: a request is done before the next one starts, so none sees
+another half done. It knows no transport; nodes, names and bytes come in, plain
+values go out, and a refusal is a `KaifsError`.
+
+What a request changes outside trees (an agent, a snapshot) goes through
+`Actions`, because verbs live beside this layer and not below it.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from kaifs.base.errors import (
+    BadNameError,
+    CrossViewError,
+    EntryExistsError,
+    InvalidOperationError,
+    NameTooLongError,
+    NoAttributeError,
+    NoEntryError,
+    NotPermittedError,
+    SealedError,
+)
+from kaifs.base.types import (
+    NAME_MAX,
+    TOP_INO,
+    Ino,
+    KernelNode,
+    RootId,
+    kernel_node,
+    split_kernel_node,
+    stat_ino,
+)
+from kaifs.meta.records import InodeRecord, RootKind
+from kaifs.store.store import Store
+from kaifs.tree.forest import Forest
+from kaifs.tree.tree import AttributeChange, RenameFlags, Tree
+from kaifs.views.attributes import (
+    BLOCK_SIZE,
+    FOREVER_S,
+    Attributes,
+    Caller,
+    FileSystemSpace,
+    Listed,
+)
+from kaifs.views.folders import Folders
+from kaifs.views.known import KnownNodes
+from kaifs.views.marks import MARK_PREFIX, view_mark
+from kaifs.views.numbers import ROOT_NODE, VIRTUAL_ROOT, Kind, split_virtual, virtual_node
+
+_DOT_COOKIE: Final = 1
+_DOT_DOT_COOKIE: Final = 2
+
+_SNAPSHOTS_PREFIX: Final = "@snapshots/"
+_VERSIONS_PREFIX: Final = "@versions/"
+_CURRENT: Final = "current"
+
+
+class Actions(Protocol):
+    """What requests change outside trees. Errors are `KaifsError`s; nothing is half done."""
+
+    def make_agent(self, name: str, caller: Caller) -> None:
+        """Make an agent with an empty current, owned by *caller*."""
+        ...
+
+    def remove_agent(self, name: str, caller: Caller) -> None:
+        """Remove an agent that has neither versions nor snapshots."""
+        ...
+
+    def make_snapshot(self, agent: str, name: str, caller: Caller) -> None:
+        """Make a writable snapshot of the agent's current, owned by *caller*."""
+        ...
+
+    def discard_snapshot(self, agent: str, name: str, caller: Caller) -> None:
+        """Discard a snapshot with all that is in it."""
+        ...
+
+    def rename_snapshot(self, agent: str, name: str, new_name: str, caller: Caller) -> None:
+        """Give a snapshot another name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MountScope:
+    """What the root of a mount shows: everything, one agent's folder, or one view of it."""
+
+    agent: str = ""
+    """Empty: the folder of all agents."""
+    view: str = ""
+    """`current`, `@versions/LABEL`, `@snapshots/NAME`; empty: the agent's folder."""
+
+
+@dataclass(slots=True)
+class Namespace:
+    """One mount's name space."""
+
+    forest: Forest
+    actions: Actions
+    scope: MountScope = field(default_factory=MountScope)
+    read_only: bool = False
+    on_root_forgotten: Callable[[RootId], None] = lambda _root: None
+    """Called when the kernel knows no node of a root any more."""
+    uid: int | None = None
+    """Who owns the folder of all agents; None: who owns the store's folder."""
+    gid: int | None = None
+
+    known: KnownNodes = field(default_factory=KnownNodes, init=False)
+    acting: bool = field(default=False, init=False)
+    """Whether a request is changing the registry: the kernel updates its own cache then."""
+    _store: Store = field(init=False)
+    _folders: Folders = field(init=False)
+    _orphans: set[KernelNode] = field(default_factory=set, init=False)
+    """Unlinked inodes that the kernel still knows."""
+
+    def __post_init__(self) -> None:
+        self._store = self.forest.store
+        self._folders = Folders(self.forest, self.uid, self.gid)
+
+    # --- nodes ------------------------------------------------------------------------
+
+    def scope_node(self) -> KernelNode:
+        """Return the node that the root of the mount stands for.
+
+        Raises:
+            NoEntryError: what the mount shows is gone.
+        """
+        if not self.scope.agent:
+            return ROOT_NODE
+        agent = self._store.find_agent(self.scope.agent)
+        if agent is None:
+            raise NoEntryError(self.scope.agent)
+        view = self.scope.view
+        root: RootId | None = None
+        if not view:
+            return virtual_node(Kind.AGENT, agent.agent_id)
+        if view == _CURRENT:
+            root = agent.head
+        elif view.startswith(_VERSIONS_PREFIX):
+            version = self._store.find_version(agent.agent_id, view.removeprefix(_VERSIONS_PREFIX))
+            root = version.root if version else None
+        elif view.startswith(_SNAPSHOTS_PREFIX):
+            name = view.removeprefix(_SNAPSHOTS_PREFIX)
+            snapshot = self._store.find_snapshot(agent.agent_id, name)
+            root = snapshot.root if snapshot else None
+        if root is None:
+            raise NoEntryError(f"{self.scope.agent}/{view}")
+        return kernel_node(root, TOP_INO)
+
+    def _inner(self, node: KernelNode) -> KernelNode:
+        """Return the node that the kernel's *node* means."""
+        return self.scope_node() if node == ROOT_NODE and self.scope.agent else node
+
+    def shown_node(self, node: KernelNode) -> KernelNode:
+        """Return what the kernel calls *node*: the mount's root is an alias."""
+        return ROOT_NODE if self.scope.agent and node == self.scope_node() else node
+
+    def _split(self, node: KernelNode) -> tuple[RootId, Ino]:
+        return split_kernel_node(self._inner(node))
+
+    def _tree(self, root: RootId) -> Tree:
+        """Return the tree of *root*.
+
+        Raises:
+            NoEntryError: there is none any more.
+        """
+        if not self._store.has_root(root):
+            raise NoEntryError
+        return self.forest.tree(root)
+
+    def _writable_tree(self, root: RootId) -> Tree:
+        """Return the tree of *root* for a change.
+
+        Raises:
+            SealedError: the view is sealed, or the mount read-only.
+        """
+        tree = self._tree(root)
+        if self.read_only or not tree.is_writable:
+            raise SealedError
+        return tree
+
+    def _now_ns(self) -> int:
+        return self._store.clock.now_ns()
+
+    def path_of(self, node: KernelNode) -> bytes | None:
+        """Return a path of *node* from the root of the mount, None if it has none any more."""
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT or not self._store.has_root(root):
+            return None
+        record = self._store.root(root)
+        agent = self._store.agent_by_id(record.agent_id)
+        paths = self.forest.tree(root).paths(ino)
+        if agent is None or not paths:
+            return None
+        match record.kind:
+            case RootKind.VERSION:
+                view = _VERSIONS_PREFIX + record.name
+            case RootKind.SNAPSHOT:
+                view = _SNAPSHOTS_PREFIX + record.name
+            case _ if agent.head == root:
+                view = _CURRENT
+            case _:
+                return None
+        above = "" if self.scope.view else view if self.scope.agent else f"{agent.name}/{view}"
+        return b"/".join(part for part in (above.encode(), paths[0]) if part)
+
+    # --- attributes -------------------------------------------------------------------
+
+    def getattr(self, node: KernelNode) -> Attributes:
+        """Return the attributes of *node*.
+
+        Raises:
+            NoEntryError: it is gone.
+        """
+        return self._attributes(self._inner(node))
+
+    def setattr(
+        self, node: KernelNode, change: AttributeChange, *, kill_privileges: bool = False
+    ) -> Attributes:
+        """Change attributes of *node* and return them all.
+
+        Args:
+            node: What to change.
+            change: The new values; with a cached write behind it, times too.
+            kill_privileges: Whether set-id bits go when the size changes.
+
+        Raises:
+            SealedError: the view is sealed.
+            NotPermittedError: a virtual folder.
+        """
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            raise self._refusal(ino)
+        tree = self._writable_tree(root)
+        tree.set_attributes(ino, change, self._now_ns(), kill_privileges=kill_privileges)
+        return self._tree_attributes(tree, root, ino)
+
+    def _attributes(self, node: KernelNode) -> Attributes:
+        root, ino = split_kernel_node(node)
+        if root == VIRTUAL_ROOT:
+            return self._shown(self._folders.attributes(ino))
+        return self._tree_attributes(self._tree(root), root, ino)
+
+    def _shown(self, attributes: Attributes) -> Attributes:
+        """Return *attributes* of a virtual inode with the node that the kernel knows."""
+        if not self.scope.agent:
+            return attributes
+        return replace(attributes, node=self.shown_node(attributes.node))
+
+    def _tree_attributes(self, tree: Tree, root: RootId, ino: Ino) -> Attributes:
+        inode: InodeRecord = tree.inode(ino)
+        node = kernel_node(root, ino)
+        return Attributes(
+            node=self.shown_node(node) if self.scope.agent else node,
+            st_ino=ino if self.scope.view else stat_ino(self._store.slot_of(root), ino),
+            mode=inode.mode,
+            nlink=inode.nlink,
+            uid=inode.uid,
+            gid=inode.gid,
+            size=inode.size,
+            rdev=inode.rdev,
+            blocks=-(-inode.allocated // BLOCK_SIZE),
+            atime_ns=inode.atime_ns,
+            mtime_ns=inode.mtime_ns,
+            ctime_ns=inode.ctime_ns,
+            entry_timeout_s=FOREVER_S,
+            attr_timeout_s=FOREVER_S,
+        )
+
+    # --- names ------------------------------------------------------------------------
+
+    def lookup(self, parent: KernelNode, name: bytes) -> Attributes | None:
+        """Return what *parent* has under *name*.
+
+        None means that nothing is there, and that the kernel may remember it:
+        names in trees appear by its own requests only. `.` and `..` work too
+        (file handles that outlive the cache are resolved by them).
+
+        Raises:
+            NoEntryError: nothing is there, and that may change behind the kernel's back.
+        """
+        _check_name(name)
+        root, ino = self._split(parent)
+        if name == b".":
+            return self._attributes(kernel_node(root, ino))
+        if name == b"..":
+            return self._attributes(self._parent(root, ino))
+        if root == VIRTUAL_ROOT:
+            node = self._folders.find(ino, name)
+            if node is None:
+                raise NoEntryError
+            return self._attributes(node)
+        tree = self._tree(root)
+        found = tree.find(ino, name)
+        return None if found is None else self._tree_attributes(tree, root, found)
+
+    def _parent(self, root: RootId, ino: Ino) -> KernelNode:
+        """Return the directory around a directory; the mount's root is its own."""
+        node = kernel_node(root, ino)
+        if self.scope.agent and node == self.scope_node():
+            return node
+        if root == VIRTUAL_ROOT:
+            return self._folders.parent(ino)
+        if ino != TOP_INO:
+            return kernel_node(root, self._tree(root).parent(ino))
+        record = self._store.root(root)
+        match record.kind:
+            case RootKind.VERSION:
+                return virtual_node(Kind.VERSIONS, record.agent_id)
+            case RootKind.SNAPSHOT:
+                return virtual_node(Kind.SNAPSHOTS, record.agent_id)
+            case _:
+                return virtual_node(Kind.AGENT, record.agent_id)
+
+    def readdir(self, node: KernelNode, cookie: int) -> Iterator[Listed]:
+        """Yield the entries of directory *node* that follow *cookie* (0: all), `.` and `..` first.
+
+        Entries that come or go meanwhile move no other: a cookie is the
+        position that an entry keeps as long as it lives.
+
+        Raises:
+            NotDirectoryError: *node* is no directory.
+        """
+        inner = self._inner(node)
+        root, ino = split_kernel_node(inner)
+        if cookie < _DOT_COOKIE:
+            yield Listed(b".", _DOT_COOKIE, self._attributes(inner), counted=False)
+        if cookie < _DOT_DOT_COOKIE:
+            parent = self._parent(root, ino)
+            attributes = self._attributes(inner if self._is_hidden(parent) else parent)
+            yield Listed(b"..", _DOT_DOT_COOKIE, attributes, counted=False)
+        after = max(cookie - _DOT_DOT_COOKIE, 0)
+        if root != VIRTUAL_ROOT:
+            tree = self._tree(root)
+            for entry in tree.entries(ino, after):
+                attributes = self._tree_attributes(tree, root, entry.ino)
+                yield Listed(entry.name, entry.seq + _DOT_DOT_COOKIE, attributes, counted=True)
+            return
+        for found in self._folders.entries(ino, after):
+            attributes = self._attributes(found.node)
+            yield Listed(found.name, found.position + _DOT_DOT_COOKIE, attributes, counted=True)
+
+    def _is_hidden(self, node: KernelNode) -> bool:
+        """Return whether *node* is a folder outside of what the mount shows."""
+        root, ino = split_kernel_node(node)
+        if not self.scope.agent or root != VIRTUAL_ROOT:
+            return False
+        return bool(self.scope.view) or split_virtual(ino)[0] is Kind.ROOT
+
+    def make(
+        self, parent: KernelNode, name: bytes, mode: int, caller: Caller, rdev: int = 0
+    ) -> Attributes:
+        """Make an inode of the type in *mode* as *name*: mknod(2), mkdir(2), open(2).
+
+        A folder in the root is an agent, one in `@snapshots/` a snapshot of current.
+
+        Args:
+            parent: Where.
+            name: Under which name.
+            mode: Type and permission bits; the umask has been applied.
+            caller: Who owns it.
+            rdev: Of device nodes.
+        """
+        _check_name(name)
+        root, ino = self._split(parent)
+        if root == VIRTUAL_ROOT:
+            if not stat.S_ISDIR(mode):
+                self._check_absent(ino, name)
+                raise self._refusal(ino)
+            return self._make_folder(ino, name, caller)
+        tree = self._writable_tree(root)
+        made = tree.make(ino, name, mode, caller.uid, caller.gid, self._now_ns(), rdev=rdev)
+        return self._tree_attributes(tree, root, made)
+
+    def symlink(self, parent: KernelNode, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        """Make a symbolic link to *target*."""
+        _check_name(name)
+        root, ino = self._split(parent)
+        if root == VIRTUAL_ROOT:
+            self._check_absent(ino, name)
+            raise self._refusal(ino)
+        tree = self._writable_tree(root)
+        made = tree.symlink(ino, name, target, caller.uid, caller.gid, self._now_ns())
+        return self._tree_attributes(tree, root, made)
+
+    def link(self, node: KernelNode, parent: KernelNode, name: bytes) -> Attributes:
+        """Give the file *node* another name.
+
+        Raises:
+            CrossViewError: *parent* is in another view.
+        """
+        _check_name(name)
+        root, ino = self._split(node)
+        parent_root, parent_ino = self._split(parent)
+        if root != parent_root:
+            raise CrossViewError
+        if root == VIRTUAL_ROOT:
+            raise self._refusal(parent_ino)
+        tree = self._writable_tree(root)
+        tree.link(ino, parent_ino, name, self._now_ns())
+        self._orphans.discard(kernel_node(root, ino))
+        return self._tree_attributes(tree, root, ino)
+
+    def unlink(self, parent: KernelNode, name: bytes) -> None:
+        """Take away the name of a file; the file stays as long as the kernel knows it."""
+        _check_name(name)
+        root, ino = self._split(parent)
+        if root == VIRTUAL_ROOT:
+            self._check_present(ino, name)
+            raise self._refusal(ino)
+        tree = self._writable_tree(root)
+        self._let_go(tree, root, tree.unlink(ino, name, self._now_ns()))
+
+    def rmdir(self, parent: KernelNode, name: bytes, caller: Caller) -> None:
+        """Remove an empty directory, an agent without versions, or a snapshot with its content."""
+        _check_name(name)
+        root, ino = self._split(parent)
+        if root == VIRTUAL_ROOT:
+            self._remove_folder(ino, name, caller)
+            return
+        tree = self._writable_tree(root)
+        self._let_go(tree, root, tree.rmdir(ino, name, self._now_ns()))
+
+    def rename(
+        self,
+        parent: KernelNode,
+        name: bytes,
+        new_parent: KernelNode,
+        new_name: bytes,
+        flags: int,
+        caller: Caller,
+    ) -> None:
+        """Move a name, as renameat2(2) does.
+
+        Raises:
+            CrossViewError: from one view or folder into another.
+            InvalidOperationError: a flag is unknown.
+        """
+        _check_name(name)
+        _check_name(new_name)
+        if flags & ~(RenameFlags.NOREPLACE | RenameFlags.EXCHANGE):
+            raise InvalidOperationError
+        root, ino = self._split(parent)
+        new_root, new_ino = self._split(new_parent)
+        if root != new_root:
+            raise CrossViewError
+        if root == VIRTUAL_ROOT:
+            if ino != new_ino:
+                raise CrossViewError
+            self._rename_folder(ino, name, new_name, flags, caller)
+            return
+        tree = self._writable_tree(root)
+        displaced = tree.rename(ino, name, new_ino, new_name, self._now_ns(), RenameFlags(flags))
+        if displaced is not None:
+            self._let_go(tree, root, displaced)
+
+    def readlink(self, node: KernelNode) -> bytes:
+        """Return the target of a symbolic link."""
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            raise InvalidOperationError
+        return self._tree(root).readlink(ino)
+
+    # --- agents and snapshots ------------------------------------------------------------
+
+    def is_snapshots(self, node: KernelNode) -> bool:
+        """Return whether *node* is `@snapshots/`: a folder made there shows what was written."""
+        root, ino = self._split(node)
+        return root == VIRTUAL_ROOT and split_virtual(ino)[0] is Kind.SNAPSHOTS
+
+    def _make_folder(self, ino: Ino, name: bytes, caller: Caller) -> Attributes:
+        kind, number = split_virtual(ino)
+        self._check_absent(ino, name)
+        if self.read_only or kind not in (Kind.ROOT, Kind.SNAPSHOTS):
+            raise self._refusal(ino)
+        text = _text(name)
+        with self._acting():
+            if kind is Kind.ROOT:
+                self.actions.make_agent(text, caller)
+                self._folders.touch(self._now_ns())
+            else:
+                agent = self._folders.agent(number)
+                self.actions.make_snapshot(agent.name, text, caller)
+        node = self._folders.find(ino, name)
+        assert node is not None, "an action that returns has made what it was asked for"
+        return self._attributes(node)
+
+    def _remove_folder(self, ino: Ino, name: bytes, caller: Caller) -> None:
+        kind, number = split_virtual(ino)
+        self._check_present(ino, name)
+        if self.read_only or kind not in (Kind.ROOT, Kind.SNAPSHOTS):
+            raise self._refusal(ino)
+        text = _text(name)
+        with self._acting():
+            if kind is Kind.ROOT:
+                self.actions.remove_agent(text, caller)
+                self._folders.touch(self._now_ns())
+            else:
+                self.actions.discard_snapshot(self._folders.agent(number).name, text, caller)
+
+    def _rename_folder(
+        self, ino: Ino, name: bytes, new_name: bytes, flags: int, caller: Caller
+    ) -> None:
+        kind, number = split_virtual(ino)
+        self._check_present(ino, name)
+        if self.read_only or kind is not Kind.SNAPSHOTS:
+            raise self._refusal(ino)
+        if flags & RenameFlags.EXCHANGE:
+            raise InvalidOperationError
+        if name == new_name:
+            return
+        if self._folders.find(ino, new_name) is not None:
+            raise EntryExistsError(os.fsdecode(new_name))
+        agent = self._folders.agent(number)
+        with self._acting():
+            self.actions.rename_snapshot(agent.name, _text(name), _text(new_name), caller)
+
+    @contextmanager
+    def _acting(self) -> Iterator[None]:
+        self.acting = True
+        try:
+            yield
+        finally:
+            self.acting = False
+
+    def _check_absent(self, ino: Ino, name: bytes) -> None:
+        if self._folders.find(ino, name) is not None:
+            raise EntryExistsError
+
+    def _check_present(self, ino: Ino, name: bytes) -> None:
+        if self._folders.find(ino, name) is None:
+            raise NoEntryError
+
+    def _refusal(self, ino: Ino) -> SealedError | NotPermittedError:
+        """Return why a virtual folder cannot be changed like that.
+
+        What belongs to versions is read-only like them; the rest is kaifs's own.
+        """
+        kind, _ = split_virtual(ino)
+        if self.read_only or kind in (Kind.VERSIONS, Kind.META, Kind.RECORD, Kind.MANIFEST):
+            return SealedError()
+        return NotPermittedError()
+
+    # --- content ----------------------------------------------------------------------
+
+    def open(self, node: KernelNode, flags: int, caller: Caller) -> bool:
+        """Check what *flags* ask for, truncate if they say so; return whether they allow to write.
+
+        A sealed file must be refused here: once it is open for writing, a
+        write lands in the kernel's cache and every reader sees it, whatever
+        the reply to the WRITE is.
+
+        Raises:
+            SealedError: opened for writing, and the view is sealed.
+        """
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            if writes:
+                raise SealedError
+            self._folders.attributes(ino)
+            return False
+        if not writes:
+            self._tree(root).inode(ino)
+            return False
+        tree = self._writable_tree(root)
+        tree.inode(ino)
+        if flags & os.O_TRUNC:
+            # The kernel leaves a truncation at open wholly to the server, set-id bits included;
+            # root keeps them (CAP_FSETID).
+            change = AttributeChange(size=0)
+            tree.set_attributes(ino, change, self._now_ns(), kill_privileges=caller.uid != 0)
+        return True
+
+    def read(self, node: KernelNode, offset: int, size: int) -> bytes:
+        """Return up to *size* bytes from *offset*; fewer only at the end of the file."""
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            return self._folders.content(ino)[offset : offset + size]
+        return self._tree(root).read(ino, offset, size)
+
+    def write(
+        self, node: KernelNode, offset: int, data: bytes, *, kill_privileges: bool = False
+    ) -> int:
+        """Write *data* at *offset* and leave times alone: the kernel keeps them and sends them.
+
+        Args:
+            node: The file.
+            offset: Where, in bytes.
+            data: What.
+            kill_privileges: Whether set-id bits go. A kernel that keeps that to itself has
+                sent a SETATTR before.
+        """
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            raise SealedError
+        tree = self._writable_tree(root)
+        return tree.write(ino, offset, data, None, kill_privileges=kill_privileges)
+
+    # --- extended attributes --------------------------------------------------------------
+
+    def getxattr(self, node: KernelNode, name: bytes) -> bytes:
+        """Return the value of an extended attribute; `user.kaifs.*` on roots of views too."""
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            raise NoAttributeError
+        if name.startswith(MARK_PREFIX):
+            if ino != TOP_INO:
+                raise NoAttributeError
+            return view_mark(self._store, root, name)
+        return self._tree(root).getxattr(ino, name)
+
+    def listxattr(self, node: KernelNode) -> list[bytes]:
+        """Return the names of extended attributes, none of `user.kaifs.*` among them."""
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            return []
+        names = self._tree(root).listxattr(ino)
+        return [name for name in names if not name.startswith(MARK_PREFIX)]
+
+    def setxattr(self, node: KernelNode, name: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute; XATTR_CREATE and XATTR_REPLACE in *flags* are obeyed."""
+        tree, ino = self._tree_for_xattr(node, name)
+        tree.setxattr(ino, name, value, self._now_ns(), flags)
+
+    def removexattr(self, node: KernelNode, name: bytes) -> None:
+        """Remove an extended attribute."""
+        tree, ino = self._tree_for_xattr(node, name)
+        tree.removexattr(ino, name, self._now_ns())
+
+    def _tree_for_xattr(self, node: KernelNode, name: bytes) -> tuple[Tree, Ino]:
+        if name.startswith(MARK_PREFIX):
+            raise NotPermittedError
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            raise self._refusal(ino)
+        return self._writable_tree(root), ino
+
+    # --- the file system -------------------------------------------------------------------
+
+    def statfs(self) -> FileSystemSpace:
+        """Return the space of the disk under the store."""
+        disk = os.statvfs(self._store.path)
+        return FileSystemSpace(
+            block_size=disk.f_frsize,
+            blocks=disk.f_blocks,
+            free=disk.f_bfree,
+            available=disk.f_bavail,
+            inodes=disk.f_files,
+            inodes_free=disk.f_ffree,
+        )
+
+    # --- what the kernel knows -------------------------------------------------------------
+
+    def remember(self, node: KernelNode) -> None:
+        """Count a reply that named *node*."""
+        self.known.remember(node)
+
+    def forget(self, node: KernelNode, lookups: int) -> None:
+        """Take *lookups* off the count of *node*; reap it if it was unlinked and is now unknown."""
+        if not self.known.forget(node, lookups):
+            return
+        root, ino = split_kernel_node(node)
+        if node in self._orphans:
+            self._orphans.remove(node)
+            if self._store.has_root(root):
+                tree = self.forest.tree(root)
+                if tree.is_writable:
+                    tree.reap(ino)
+        if root != VIRTUAL_ROOT and not self.known.has_root(root):
+            self.on_root_forgotten(root)
+
+    def forget_all(self) -> None:
+        """Forget every node: the mount is gone, and nothing of it can be open."""
+        for node in self.known.nodes():
+            self.forget(node, 1 << 63)
+
+    def _let_go(self, tree: Tree, root: RootId, ino: Ino) -> None:
+        """Reap inode *ino* if its last name is gone, now or when the kernel forgets it."""
+        node = kernel_node(root, ino)
+        if node not in self.known:
+            tree.reap(ino)
+        elif tree.inode(ino).nlink == 0:
+            self._orphans.add(node)
+
+
+def _check_name(name: bytes) -> None:
+    """Check a name's length: the kernel lets up to 1,024 bytes through.
+
+    Raises:
+        NameTooLongError: more than 255 bytes.
+    """
+    if len(name) > NAME_MAX:
+        raise NameTooLongError
+
+
+def _text(name: bytes) -> str:
+    """Return the name of an agent or a snapshot as text.
+
+    Raises:
+        BadNameError: it is not ASCII.
+    """
+    if not name.isascii():
+        raise BadNameError(ascii(os.fsdecode(name)))
+    return name.decode()

@@ -1,0 +1,62 @@
+"""Numbers of the directories and files that exist in no tree.
+
+The folders around the views (the root, `AGENT/`, `@versions/` …) and the files
+in `@meta/` live under root id 0. Their inode number is a kind and the id of
+what they show, so a number says everything and nothing is kept.
+"""
+
+from enum import IntEnum
+from typing import Final
+
+from kaifs.base.types import Ino, KernelNode, RootId, Slot, kernel_node, split_kernel_node, stat_ino
+
+VIRTUAL_ROOT: Final = RootId(0)
+VIRTUAL_SLOT: Final = Slot(0)
+
+_ID_BITS: Final = 32
+_ID_MASK: Final = (1 << _ID_BITS) - 1
+
+
+class Kind(IntEnum):
+    """What a virtual inode shows, and of what its id is."""
+
+    ROOT = 0
+    """The folder of all agents; id 1, which makes its node FUSE's root node."""
+    AGENT = 1
+    """`AGENT/`; id of the agent."""
+    VERSIONS = 2
+    """`AGENT/@versions/`; id of the agent."""
+    SNAPSHOTS = 3
+    """`AGENT/@snapshots/`; id of the agent."""
+    META = 4
+    """`AGENT/@meta/`; id of the agent."""
+    RECORD = 5
+    """`AGENT/@meta/LABEL.json`; root id of the version."""
+    MANIFEST = 6
+    """`AGENT/@meta/LABEL.mtree`; root id of the version."""
+
+
+def virtual_ino(kind: Kind, number: int) -> Ino:
+    """Return the inode number of the virtual inode that shows *number* as *kind*."""
+    return Ino(kind << _ID_BITS | number)
+
+
+def virtual_node(kind: Kind, number: int) -> KernelNode:
+    """Return the kernel's node id of the virtual inode that shows *number* as *kind*."""
+    return kernel_node(VIRTUAL_ROOT, virtual_ino(kind, number))
+
+
+def split_virtual(ino: Ino) -> tuple[Kind | None, int]:
+    """Return the kind and the id in *ino*; the kind is None if there is no such kind."""
+    number = ino >> _ID_BITS
+    kind = Kind(number) if number <= Kind.MANIFEST else None
+    return kind, ino & _ID_MASK
+
+
+def virtual_stat_ino(node: KernelNode) -> int:
+    """Return `st_ino` of a virtual inode."""
+    return stat_ino(VIRTUAL_SLOT, split_kernel_node(node)[1])
+
+
+ROOT_NODE: Final = virtual_node(Kind.ROOT, 1)
+"""The folder of all agents. Equals FUSE_ROOT_ID."""

@@ -1,0 +1,103 @@
+"""A store that is really mounted, by a server process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class MountedStore:
+    """A mounted store with the agent `bot`, and a line to its server."""
+
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        self.store = folder / "store"
+        self.mountpoint = folder / "mnt"
+        self.log = folder / "server.log"
+        self.mountpoint.mkdir(exist_ok=True)
+        self.store.mkdir(exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable,
+                    ROOT / "tests/fuse/server.py",
+                    self.store,
+                    self.mountpoint,
+                    json.dumps({"agents": ["bot"]} | options),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+            )
+        self._answer()
+
+    @property
+    def current(self) -> Path:
+        """The writable view of the agent."""
+        return self.mountpoint / "bot/current"
+
+    def ask(self, command: str, *arguments: str) -> Any:
+        """Order the server about; return its answer when the kernel knows of it too."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([command, *arguments]).encode() + b"\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        assert not isinstance(answer, dict), answer
+        return answer
+
+    def seal(self, label: str) -> Path:
+        """Seal what is written, and return the version's folder."""
+        self.flush()
+        self.ask("seal", "bot", label)
+        return self.mountpoint / "bot/@versions" / label
+
+    def flush(self) -> None:
+        """Send dirty pages: a poor man's barrier, good for a handful of pages."""
+        subprocess.run(["sync", "--file-system", self.mountpoint], check=True)
+
+    def end(self) -> None:
+        """Unmount, and wait for the server to end."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            status = self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            subprocess.run(["umount", "--lazy", "--force", self.mountpoint], check=False)
+            self._process.kill()
+            status = self._process.wait()
+        self._process.stdout.close()
+        assert status == 0, self.log.read_text()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, self.log.read_text()
+        return json.loads(line)
+
+
+@pytest.fixture
+def mount_store(tmp_path: Path) -> Iterator[Callable[..., MountedStore]]:
+    """Mount the test's store, with options; mounted again, it is the same store."""
+    mounted: list[MountedStore] = []
+
+    def mount(**options: Any) -> MountedStore:
+        mounted.append(MountedStore(tmp_path, options))
+        return mounted[-1]
+
+    yield mount
+    for one in mounted:
+        one.end()
+
+
+@pytest.fixture
+def mounted(mount_store: Callable[..., MountedStore]) -> MountedStore:
+    """The test's store, mounted."""
+    return mount_store()
