@@ -79,29 +79,38 @@ class _HungUpError(Exception):
     """The client has closed its end."""
 
 
-async def serve(
+async def serve(listener: socket.socket, services: Services, closing: trio.Event) -> None:
+    """Serve connections to *listener*, a listening socket.
+
+    Once *closing* is set, nobody new is let in, and it returns when the verbs
+    that are running have ended.
+    """
+    slots = trio.CapacityLimiter(CONNECTIONS_MAX)
+    async with trio.open_nursery() as conversations, trio.open_nursery() as accepting:
+        accepting.start_soon(_accept, listener, services, slots, conversations)
+        await closing.wait()
+        accepting.cancel_scope.cancel()
+
+
+async def _accept(
     listener: socket.socket,
     services: Services,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    slots: trio.CapacityLimiter,
+    conversations: trio.Nursery,
 ) -> None:
-    """Serve connections to *listener*, a listening socket, until cancelled."""
     accepting = trio.socket.from_stdlib_socket(listener)
-    slots = trio.CapacityLimiter(CONNECTIONS_MAX)
-    async with trio.open_nursery() as nursery:
-        task_status.started()
-        while True:
-            borrower = object()
-            await slots.acquire_on_behalf_of(borrower)
-            try:
-                connection, _ = await accepting.accept()
-            except OSError as error:
-                # Of the connection, or too many files: the listener itself is sound.
-                log.warning("accept_failed", extra={"fields": {"error": str(error)}})
-                slots.release_on_behalf_of(borrower)
-                await trio.sleep(PROGRESS_INTERVAL_S)
-                continue
-            nursery.start_soon(_serve_one, connection, services, slots, borrower)
+    while True:
+        borrower = object()
+        await slots.acquire_on_behalf_of(borrower)
+        try:
+            connection, _ = await accepting.accept()
+        except OSError as error:
+            # Of the connection, or too many files: the listener itself is sound.
+            log.warning("accept_failed", extra={"error": str(error)})
+            slots.release_on_behalf_of(borrower)
+            await trio.sleep(PROGRESS_INTERVAL_S)
+        else:
+            conversations.start_soon(_serve_one, connection, services, slots, borrower)
 
 
 async def _serve_one(
@@ -116,7 +125,7 @@ async def _serve_one(
     except (trio.BrokenResourceError, trio.ClosedResourceError, _HungUpError):
         log.debug("client_gone")
     except (FrameError, MessageError, trio.TooSlowError) as error:
-        log.warning("bad_request", extra={"fields": {"error": str(error)}})
+        log.warning("bad_request", extra={"error": str(error)})
     finally:
         slots.release_on_behalf_of(borrower)
 
@@ -139,12 +148,12 @@ class _Conversation:
             raise MessageError("an item before a request")
         log.info(
             "request",
-            extra={"fields": {"verb": request.verb, "pid": self._peer.pid, "uid": self._peer.uid}},
+            extra={"verb": request.verb, "pid": self._peer.pid, "uid": self._peer.uid},
         )
         try:
             result = await self._answer(request)
         except KaifsError as error:
-            log.info("refused", extra={"fields": {"verb": request.verb, "error": str(error)}})
+            log.info("refused", extra={"verb": request.verb, "error": str(error)})
             await self._send(failure_of(error))
         except MessageError as error:
             refusal = ArgumentValueError(f"{request.verb}: {error}")
@@ -153,7 +162,7 @@ class _Conversation:
             raise
         except Exception as error:
             # A bug in one verb must not take the mount from everybody.
-            log.exception("bug", extra={"fields": {"verb": request.verb}})
+            log.exception("bug", extra={"verb": request.verb})
             await self._send(failure_of(error))
         else:
             await self._send_result(result)

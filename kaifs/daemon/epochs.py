@@ -73,6 +73,6 @@ class Epochs:
                 await self.commit()
             except KaifsError as error:
                 wait_s = min(max(wait_s * 2, 1.0), max(RETRY_MAX_S, self._interval_s))
-                log.warning("commit_failed", extra={"fields": {"error": str(error)}})
+                log.warning("commit_failed", extra={"error": str(error)})
             else:
                 wait_s = self._interval_s

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from kaifs.base.errors import BadLabelError, BadNameError, MountOptionError
 from kaifs.base.label import parse_label
-from kaifs.service.names import check_agent_name, check_snapshot_name
+from kaifs.store.registry import check_agent_name, check_snapshot_name
 
 Transport = Literal["auto", "kernel", "pyfuse3"]
 
@@ -132,7 +132,8 @@ _FLAGS: Final[dict[str, Callable[[MountOptions], MountOptions]]] = {
 
 
 def _agent(options: MountOptions, value: str) -> MountOptions:
-    return replace(options, agent=check_agent_name(value))
+    check_agent_name(value)
+    return replace(options, agent=value)
 
 
 def _view(options: MountOptions, value: str) -> MountOptions:

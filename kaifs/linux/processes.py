@@ -8,12 +8,14 @@ import ctypes
 import os
 import select
 import signal
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 _PR_SET_NAME: Final = 15
+_CAPTURE_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,20 @@ def leave_terminal() -> None:
         os.dup2(null, standard)
     os.close(null)
     os.chdir("/")
+
+
+@contextmanager
+def captured_stderr() -> Iterator[Callable[[], str]]:
+    """Keep what is written to descriptor 2, by C libraries too; yield what returns it."""
+    keep = os.memfd_create("stderr", os.MFD_CLOEXEC)
+    before = os.dup(2)
+    os.dup2(keep, 2)
+    try:
+        yield lambda: os.pread(keep, _CAPTURE_MAX, 0).decode(errors="replace").strip()
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(keep)
 
 
 def _open(process: ProcessId) -> int | None:

@@ -1,0 +1,439 @@
+"""The daemon: composition root of everything that serves one store.
+
+It builds the layers, owns every background task, and has one way down: the
+mount goes, what is left is committed, the socket goes, the lock goes. An
+unmount by whomever, a signal and the verb `shutdown` all end there.
+"""
+
+import logging
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import trio
+
+from kaifs.base.errors import KaifsError, MountBusyError, MountFailedError, NotMountedError
+from kaifs.base.types import RootId, split_kernel_node
+from kaifs.control import server
+from kaifs.control.info import (
+    DaemonInfo,
+    MountInfo,
+    log_path,
+    remove_info,
+    run_folder,
+    socket_path,
+    write_info,
+)
+from kaifs.control.messages import Failure, Result, ShutdownParams, ShutdownResult, encode
+from kaifs.daemon.actions import StoreActions
+from kaifs.daemon.barrier import Barrier, Helper, prepare_mount
+from kaifs.daemon.epochs import RETRY_MAX_S, Epochs
+from kaifs.daemon.log import log_to_file
+from kaifs.daemon.options import MountOptions
+from kaifs.fuse import pyfuse3_transport
+from kaifs.fuse.handlers import Handlers
+from kaifs.fuse.invalidate import Invalidator, Pyfuse3Notifier
+from kaifs.fuse.pyfuse3_transport import Pyfuse3Mount
+from kaifs.linux.files import write_all
+from kaifs.linux.mounts import MountEntry, MountUser, find_mount, users_of
+from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
+from kaifs.linux.sockets import listen_at
+from kaifs.meta.records import RootKind, RootState
+from kaifs.service.context import Caller, Context
+from kaifs.service.reference import resolve
+from kaifs.store.store import Store, StoreOptions
+from kaifs.tree.forest import Forest
+from kaifs.views.namespace import MountScope, Namespace
+
+log = logging.getLogger(__name__)
+
+STORE_WAIT_S: Final = 10.0
+"""Seconds for which a mount waits for an embedded verb to let the store go."""
+DETACH_WAIT_S: Final = 1.0
+"""Seconds within which a mount that nobody uses is gone after it was detached."""
+INVALIDATION_WAIT_S: Final = 30.0
+"""Seconds that a verb's answer waits for the kernel to forget what the verb made wrong."""
+SOCKET_MODE: Final = 0o666
+"""Who connects is asked for credentials; who gets as far as here, the store's folder says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the daemon is told at its start."""
+
+    store: Path
+    mountpoint: Path
+    """Absolute and without symbolic links."""
+    options: MountOptions
+    foreground: bool = False
+    """Stay in the terminal's session, with its standard streams."""
+    ready_fd: int = -1
+    """Where to tell that the mount answers, or why there is none; -1: nowhere."""
+
+
+def run(settings: Settings) -> None:
+    """Serve until the mount has gone.
+
+    Raises:
+        KaifsError: It could not be mounted.
+    """
+    set_process_name("kaifs")
+    trio.run(_run, settings)
+
+
+async def _run(settings: Settings) -> None:
+    await _Daemon(settings).run()
+
+
+def tell_ready(fd: int, failure: Failure | None = None) -> None:
+    """Tell the process at the other end of the pipe *fd* how the start went, and close it.
+
+    Raises:
+        BrokenPipeError: It has gone.
+    """
+    try:
+        write_all(fd, encode(failure or Result(b"", is_last=True)))
+    finally:
+        os.close(fd)
+
+
+class _Daemon:
+    """One store, one mount, one socket."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._changing = trio.Lock()
+        self._unmounted = trio.Event()
+        self._ready = trio.Event()
+        self._barrier: Barrier | None = None
+        self._entry: MountEntry | None = None
+        self._failure: KaifsError | None = None
+
+    async def run(self) -> None:
+        """Serve from the store's lock to its release."""
+        settings = self._settings
+        # Before the store and /dev/fuse are open: the helper must hold neither.
+        self._helper = Helper()
+        try:
+            options = StoreOptions(zstd_level=settings.options.zstd_level)
+            if settings.options.cache_size is not None:
+                options = replace(options, node_cache=settings.options.cache_size)
+            self._store = Store.open(settings.store, options=options, wait_s=STORE_WAIT_S)
+            try:
+                await self._serve_store()
+            finally:
+                remove_info(settings.store)
+                self._store.close(commit=False)
+        finally:
+            self._helper.close()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _serve_store(self) -> None:
+        settings, options = self._settings, self._settings.options
+        run_folder(settings.store).mkdir(mode=0o700, exist_ok=True)
+        log_to_file(log_path(settings.store))
+        self._forest = Forest(self._store)
+        self._epochs = Epochs(self._store, options.commit_s)
+        self._check_scope()
+        self._namespace = Namespace(
+            self._forest,
+            StoreActions(self._context),
+            MountScope(options.agent, options.view),
+            options.read_only,
+            self._drop_if_superseded,
+        )
+        self._forest.recover()
+        self._invalidator = Invalidator(self._namespace, Pyfuse3Notifier())
+        self._store.on_change = self._invalidator.changed
+        self._handlers = Handlers(self._namespace, self._epochs.commit, self._wait_barrier)
+        self._transport = Pyfuse3Mount(self._handlers)
+        listener = listen_at(socket_path(settings.store), SOCKET_MODE)
+        self._mount()
+        services = server.Services(
+            context=self._context,
+            barrier=self._wait_barrier,
+            commit=self._commit_change,
+            changing=self._changing,
+            shutdown=self._shutdown_for,
+        )
+        async with trio.open_nursery() as background:
+            background.start_soon(self._watch_signals)
+            background.start_soon(self._announce)
+            background.start_soon(self._epochs.run)
+            async with trio.open_nursery() as foreground:
+                foreground.start_soon(server.serve, listener, services, self._unmounted)
+                foreground.start_soon(self._serve_mount)
+            await self._finish()
+            background.cancel_scope.cancel()
+
+    # --- the way up ------------------------------------------------------------------------
+
+    def _check_scope(self) -> None:
+        """Check that what the mount is to show exists.
+
+        Raises:
+            AgentNotFoundError, InvalidVersionError, SnapshotNotFoundError: It does not.
+        """
+        options = self._settings.options
+        if not options.agent:
+            return
+        folder, _, name = options.view.partition("/")
+        match folder:
+            case "@versions":
+                resolve(self._store, f"{options.agent}@{name}")
+            case "@snapshots":
+                resolve(self._store, f"{options.agent}/{options.view}")
+            case _:
+                self._store.get_agent(options.agent)
+
+    def _mount(self) -> None:
+        settings, options = self._settings, self._settings.options
+        told = pyfuse3_transport.MountOptions(
+            read_only=options.read_only,
+            allow_other=options.allow_other,
+            source=quote(str(settings.store), safe="/._-+:@"),
+            flags=_kernel_flags(options.mount_flags),
+        )
+        with captured_stderr() as errors:
+            try:
+                self._transport.mount(settings.mountpoint, told)
+            except MountFailedError as error:
+                reason = " ".join(errors().split()) or error.subject
+                raise MountFailedError(f"{settings.mountpoint}: {reason}") from error
+        self._entry = find_mount(settings.mountpoint)
+
+    async def _serve_mount(self) -> None:
+        """Answer the kernel until the mount has gone, by whatever way."""
+        try:
+            await self._transport.serve()
+        except* OSError as group:
+            # ECONNABORTED: somebody aborted the connection through fusectl.
+            log.warning("connection_lost", extra={"error": str(group.exceptions[0])})
+        finally:
+            self._unmounted.set()
+
+    async def _announce(self) -> None:
+        """Say that the mount answers, once it does."""
+        settings = self._settings
+        try:
+            await self._helper.ask("statvfs", mountpoint=str(settings.mountpoint))
+            entry = self._entry
+            if entry is None:
+                raise MountFailedError(f"{settings.mountpoint}: gone already")
+            # Now, not before: the answer to INIT may set the limits.
+            self._barrier = Barrier(
+                self._helper, prepare_mount(entry), self._handlers, self._written_paths
+            )
+            self._publish(entry)
+            if settings.ready_fd >= 0:
+                tell_ready(settings.ready_fd)
+        except (OSError, KaifsError) as error:
+            failure = error if isinstance(error, KaifsError) else MountFailedError(str(error))
+            log.warning("not_ready", extra={"error": str(error)})
+            self._failure = failure
+            await self._go_down()
+            return
+        self._ready.set()
+        if not settings.foreground:
+            leave_terminal()
+        log.info("mounted", extra={"mountpoint": settings.mountpoint, "pid": os.getpid()})
+
+    def _publish(self, entry: MountEntry) -> None:
+        settings = self._settings
+        process = identify(os.getpid())
+        assert process is not None, "this process is running"
+        mount = MountInfo(
+            mountpoint=str(settings.mountpoint),
+            transport="pyfuse3",
+            agent=settings.options.agent or None,
+            options=settings.options.text,
+            minor=entry.minor,
+        )
+        info = DaemonInfo(
+            pid=process.pid,
+            supervisor_pid=process.pid,
+            started_ticks=process.started,
+            started_ns=self._store.clock.now_ns(),
+            mounts=[mount],
+        )
+        write_info(settings.store, info)
+
+    # --- what others ask for ------------------------------------------------------------------
+
+    def _context(self, caller: Caller) -> Context:
+        whole = not self._settings.options.agent
+        mountpoint = self._settings.mountpoint if whole else None
+        return Context(self._store, self._forest, caller, mountpoint)
+
+    async def _wait_barrier(self) -> None:
+        if self._settings.options.read_only or self._unmounted.is_set():
+            return
+        await self._ready.wait()
+        assert self._barrier is not None, "it is made before the mount is announced"
+        await self._barrier.wait()
+
+    async def _commit_change(self) -> None:
+        if not self._unmounted.is_set():
+            with trio.move_on_after(INVALIDATION_WAIT_S) as waiting:
+                await self._invalidator.wait_idle()
+            if waiting.cancelled_caught:
+                log.warning("invalidation_slow")
+        self._drop_superseded()
+        await self._epochs.commit()
+
+    def _written_paths(self) -> list[bytes]:
+        """Return the files that are open for writing, as paths below the mountpoint."""
+        paths = []
+        for node in self._handlers.written_nodes():
+            root_id, ino = split_kernel_node(node)
+            folder = self._folder_of(root_id)
+            if folder is not None:
+                # Any one name does. A file without names is in no view.
+                paths += [folder + name for name in self._forest.tree(root_id).paths(ino)[:1]]
+        return paths
+
+    def _folder_of(self, root_id: RootId) -> bytes | None:
+        """Return where the mount shows a root that can be written to, None if nowhere."""
+        options = self._settings.options
+        if not self._store.has_root(root_id):
+            return None
+        root = self._store.root(root_id)
+        agent = self._store.agent_by_id(root.agent_id)
+        if agent is None or not root.is_writable:
+            return None
+        if options.view:
+            return b""
+        inside = f"@snapshots/{root.name}/" if root.kind is RootKind.SNAPSHOT else "current/"
+        return (inside if options.agent else f"{agent.name}/{inside}").encode()
+
+    def _drop_if_superseded(self, root_id: RootId) -> None:
+        """Drop a root that no name leads to, once the kernel knows nothing of it."""
+        if not self._store.has_root(root_id) or self._namespace.known.has_root(root_id):
+            return
+        root = self._store.root(root_id)
+        if root.state is not RootState.SUPERSEDED:
+            return
+        agent = self._store.agent_by_id(root.agent_id)
+        if agent is None or agent.superseded != root_id:
+            self._forest.drop(root_id)
+
+    def _drop_superseded(self) -> None:
+        """Drop every superseded root of which the kernel knows nothing."""
+        for root_id in self._store.unfinished_roots():
+            self._drop_if_superseded(root_id)
+
+    # --- the way down --------------------------------------------------------------------------
+
+    async def _watch_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                is_asked = False
+                async for number in signals:
+                    log.info("signal", extra={"signal": signal.Signals(number).name})
+                    if is_asked:
+                        self._transport.terminate()
+                    else:
+                        is_asked = True
+                        nursery.start_soon(self._go_down)
+
+    async def _go_down(self) -> None:
+        """Take the mount down whoever uses it, having flushed what can be flushed."""
+        try:
+            await self._shutdown(lazy=False)
+        except (KaifsError, OSError) as error:
+            log.warning("not_unmounted", extra={"error": str(error)})
+            try:
+                await self._shutdown(lazy=True)
+            except (KaifsError, OSError) as again:
+                log.warning("not_detached", extra={"error": str(again)})
+        if not self._unmounted.is_set():
+            self._transport.terminate()
+
+    async def _shutdown_for(self, caller: Caller, params: ShutdownParams) -> ShutdownResult:
+        log.info("shutdown_asked", extra={"uid": caller.uid, "lazy": params.lazy})
+        return await self._shutdown(lazy=params.lazy)
+
+    async def _shutdown(self, *, lazy: bool) -> ShutdownResult:
+        """Flush, commit, unmount, commit what came with that.
+
+        Raises:
+            MountBusyError: Processes use the mount and *lazy* is False.
+            BarrierError, NoSpaceError, StoreIOError: The mount stays as it is.
+        """
+        mountpoint = str(self._settings.mountpoint)
+        async with self._changing:
+            if not lazy:
+                await self._check_unused()
+            if self._ready.is_set():
+                await self._wait_barrier()
+            await self._epochs.commit()
+            try:
+                await self._helper.ask(
+                    "unmount",
+                    moved=lambda: self._handlers.background_seen,
+                    mountpoint=mountpoint,
+                    lazy=lazy,
+                )
+            except OSError as error:
+                if not lazy:
+                    await self._check_unused()
+                    raise MountBusyError(f"{mountpoint}: {error.strerror}") from error
+                raise NotMountedError(f"{mountpoint}: {error.strerror}") from error
+            with trio.move_on_after(DETACH_WAIT_S if lazy else float("inf")):
+                await self._unmounted.wait()
+            if self._unmounted.is_set():
+                self._namespace.forget_all()
+            await self._epochs.commit()
+        return ShutdownResult(ends=self._unmounted.is_set())
+
+    async def _check_unused(self) -> None:
+        """Check that nobody but us uses the mount.
+
+        Raises:
+            MountBusyError: It names who does.
+        """
+        if self._entry is None:
+            return
+        users = await trio.to_thread.run_sync(users_of, self._entry)
+        others = [user for user in users if user.pid not in (os.getpid(), self._helper.pid)]
+        if others:
+            raise busy_error(self._settings.mountpoint, others)
+
+    async def _finish(self) -> None:
+        """Make the last state durable, however often that must be tried."""
+        with trio.move_on_after(INVALIDATION_WAIT_S):
+            # It uses the connection, which must not be closed under it.
+            await trio.to_thread.run_sync(self._invalidator.stop, abandon_on_cancel=True)
+        entry = find_mount(self._settings.mountpoint)
+        if entry is not None and self._entry is not None and entry.device == self._entry.device:
+            self._transport.unmount()
+        self._namespace.forget_all()
+        self._drop_superseded()
+        wait_s = 1.0
+        while True:
+            try:
+                await self._epochs.commit()
+            except KaifsError as error:
+                log.warning("commit_failed", extra={"error": str(error)})
+                await trio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RETRY_MAX_S)
+            else:
+                break
+        log.info("ended", extra={"epoch": self._store.epoch})
+
+
+def _kernel_flags(asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what libfuse is told: as asked, and without device nodes and set-id unless asked."""
+    defaults = [f"no{flag}" for flag in ("dev", "suid") if flag not in asked]
+    return tuple(dict.fromkeys([*(flag for flag in asked if flag != "relatime"), *defaults]))
+
+
+def busy_error(mountpoint: Path, users: list[MountUser]) -> MountBusyError:
+    """Return the refusal to take down a mount that *users* use."""
+    names = [str(user) for user in users]
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    return MountBusyError(f"{mountpoint}: {shown}", processes=names)

@@ -1,0 +1,264 @@
+"""Mounting and unmounting, as a command sees it.
+
+`mount` returns when the mount answers; `umount` when everything is on disk and
+the daemon has ended. What a daemon that died or hangs has left at the
+mountpoint is cleared by either.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from kaifs.base.errors import (
+    DaemonError,
+    MountBusyError,
+    MountFailedError,
+    MountpointError,
+    NotMountedError,
+    StoreBusyError,
+    StoreNotFoundError,
+)
+from kaifs.control.client import find_daemon, shutdown
+from kaifs.control.frames import FRAME_MAX
+from kaifs.control.info import DaemonInfo, read_info
+from kaifs.control.messages import Failure, MessageError, decode_from_daemon, error_of
+from kaifs.daemon.options import parse_options
+from kaifs.linux.files import lock_owner
+from kaifs.linux.mounts import (
+    Answer,
+    FuseConnection,
+    MountEntry,
+    ensure_fusectl,
+    find_mount,
+    probe,
+    resolve_mountpoint,
+    unmount,
+    users_of,
+)
+from kaifs.linux.processes import send_signal, wait_end
+from kaifs.store.store import LOCK_NAME
+from kaifs.store.superblock import read_superblock
+
+FSTYPE: Final = "fuse.kaifs"
+PROBE_TIMEOUT_S: Final = 10.0
+"""Seconds without an answer after which a server counts as hung."""
+END_TIMEOUT_S: Final = 60.0
+"""Seconds for a daemon to end after its mount has gone."""
+TERM_TIMEOUT_S: Final = 5.0
+"""Seconds for a hung daemon to end by itself once its connection has been aborted."""
+
+_PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Unmounted:
+    """What `umount` did."""
+
+    mountpoint: Path
+    has_ended: bool
+    """Whether the daemon has ended; after a lazy unmount it may still serve open files."""
+
+
+def mount(
+    store: Path,
+    mountpoint: Path,
+    options: list[str],
+    *,
+    foreground: bool = False,
+    probe_timeout_s: float = PROBE_TIMEOUT_S,
+) -> DaemonInfo | None:
+    """Mount *store* on *mountpoint* and return the daemon once the mount answers.
+
+    Args:
+        store: The store's folder.
+        mountpoint: An empty folder.
+        options: The values of `-o`.
+        foreground: Serve in this process, and return None when the mount has gone.
+        probe_timeout_s: Seconds for which a mount that is there already may not answer.
+
+    Raises:
+        MountOptionError: An option is unknown or wrong.
+        StoreNotFoundError: There is no such store.
+        MountpointError: The mountpoint is missing, in use, not empty, or inside the store.
+        StoreBusyError: Another process has the store.
+        MountFailedError: The system refuses.
+    """
+    parsed = parse_options(options)
+    try:
+        store = store.resolve(strict=True)
+    except OSError as error:
+        raise StoreNotFoundError(str(store)) from error
+    read_superblock(store)
+    mountpoint = _check_mountpoint(store, mountpoint, probe_timeout_s)
+    _check_unserved(store)
+    if foreground:
+        from kaifs.daemon.app import Settings, run
+
+        run(Settings(store, mountpoint, parsed, foreground=True))
+        return None
+    _start(store, mountpoint, parsed.text)
+    info = find_daemon(store)
+    if info is None:
+        raise DaemonError(f"{store}: it ended at once")
+    return info
+
+
+def umount(
+    mountpoint: Path, *, lazy: bool = False, probe_timeout_s: float = PROBE_TIMEOUT_S
+) -> Unmounted:
+    """Unmount *mountpoint* and return when all is on disk and the daemon has ended.
+
+    Args:
+        mountpoint: Where kaifs is mounted.
+        lazy: Detach it also if processes use it; they keep what they have open.
+        probe_timeout_s: Seconds for which it may not answer before it counts as hung.
+
+    Raises:
+        NotMountedError: No kaifs is mounted there.
+        MountBusyError: Processes use it; nothing was changed.
+    """
+    try:
+        mountpoint = resolve_mountpoint(mountpoint)
+    except OSError as error:
+        raise NotMountedError(f"{mountpoint}: {error.strerror}") from error
+    entry = find_mount(mountpoint)
+    if entry is None or entry.fstype != FSTYPE:
+        raise NotMountedError(str(mountpoint))
+    store = _store_of(entry)
+    if probe(mountpoint, probe_timeout_s) is not Answer.YES:
+        _clear(entry)
+        return Unmounted(mountpoint, has_ended=True)
+    info = find_daemon(store)
+    if info is None or not _serves(info, entry):
+        _unmount_foreign(entry, lazy=lazy)
+        return Unmounted(mountpoint, has_ended=False)
+    result = shutdown(store, lazy=lazy)
+    if not result.ends:
+        return Unmounted(mountpoint, has_ended=False)
+    if not wait_end(info.process, END_TIMEOUT_S) or lock_owner(store / LOCK_NAME) is not None:
+        raise DaemonError(f"{store}: process {info.pid} does not end")
+    return Unmounted(mountpoint, has_ended=True)
+
+
+# --- before a mount -----------------------------------------------------------------------
+
+
+def _check_mountpoint(store: Path, mountpoint: Path, probe_timeout_s: float) -> Path:
+    """Return *mountpoint* resolved, cleared of what a dead daemon has left there."""
+    try:
+        resolved = resolve_mountpoint(mountpoint)
+    except OSError as error:
+        raise MountpointError(f"{mountpoint}: {error.strerror}") from error
+    if resolved == store or store in resolved.parents:
+        raise MountpointError(f"{mountpoint} is inside the store")
+    while (entry := find_mount(resolved)) is not None:
+        if not entry.fstype.startswith("fuse"):
+            if entry.fstype == "autofs":
+                break
+            raise MountpointError(f"{mountpoint}: {entry.fstype} is mounted there")
+        if entry.fstype != FSTYPE or probe(resolved, probe_timeout_s) is Answer.YES:
+            raise MountpointError(f"{mountpoint}: {entry.fstype} is mounted there")
+        _clear(entry)
+    try:
+        with os.scandir(resolved) as found:
+            is_empty = next(found, None) is None
+    except OSError as error:
+        raise MountpointError(f"{mountpoint}: {error.strerror}") from error
+    if not is_empty:
+        raise MountpointError(f"{mountpoint} is not empty")
+    return resolved
+
+
+def _check_unserved(store: Path) -> None:
+    info = read_info(store)
+    if info is not None and lock_owner(store / LOCK_NAME) is not None:
+        places = ", ".join(mount.mountpoint for mount in info.mounts)
+        raise StoreBusyError(
+            f"{store}: process {info.pid} serves it on {places}", mountpoint=places, pid=info.pid
+        )
+
+
+# --- the start ----------------------------------------------------------------------------
+
+
+def _start(store: Path, mountpoint: Path, options: str) -> None:
+    """Start the daemon and return when it says that the mount answers."""
+    ours, theirs = os.pipe()
+    with open(ours, "rb") as ready:
+        environment = dict(os.environ)
+        paths = [str(_PACKAGE_ROOT), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        command = [sys.executable, "-m", "kaifs.daemon.main", str(store), str(mountpoint)]
+        try:
+            # No new session: an automounter knows by it who must not wait for the mount.
+            process = subprocess.Popen(
+                [*command, "-o", options, "--ready-fd", str(theirs)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                close_fds=True,
+                pass_fds=[theirs],
+                env=environment,
+            )
+        finally:
+            os.close(theirs)
+        body = ready.read(FRAME_MAX)
+    if not body:
+        status = process.wait()
+        raise MountFailedError(f"{mountpoint}: the daemon ended with status {status}")
+    try:
+        message = decode_from_daemon(body)
+    except MessageError as error:
+        raise MountFailedError(f"{mountpoint}: {error}") from error
+    if isinstance(message, Failure):
+        process.wait()
+        raise error_of(message)
+    # It stays, and is not ours to wait for: without this the interpreter warns.
+    process.returncode = 0
+
+
+# --- what others left ---------------------------------------------------------------------
+
+
+def _clear(entry: MountEntry) -> None:
+    """Take away a mount whose server is gone or hangs, and end that server if it is ours."""
+    connection = FuseConnection(entry.minor)
+    with contextlib.suppress(OSError):
+        # Wakes who waits for the server, and lets a hung one find its end.
+        if ensure_fusectl() and connection.is_available:
+            connection.abort()
+    try:
+        unmount(entry.mountpoint, lazy=True)
+    except OSError as error:
+        raise MountpointError(f"{entry.mountpoint}: dead mount stays: {error.strerror}") from error
+    info = read_info(_store_of(entry))
+    if info is not None and _serves(info, entry):
+        send_signal(info.process, signal.SIGCONT)
+        if not wait_end(info.process, TERM_TIMEOUT_S):
+            send_signal(info.process, signal.SIGKILL)
+            wait_end(info.process, TERM_TIMEOUT_S)
+
+
+def _unmount_foreign(entry: MountEntry, *, lazy: bool) -> None:
+    """Unmount what answers, but not as the daemon of the store that it names."""
+    try:
+        unmount(entry.mountpoint, lazy=lazy)
+    except OSError as error:
+        users = ", ".join(str(user) for user in users_of(entry))
+        raise MountBusyError(f"{entry.mountpoint}: {users or error.strerror}") from error
+
+
+def _store_of(entry: MountEntry) -> Path:
+    return Path(unquote(entry.source))
+
+
+def _serves(info: DaemonInfo, entry: MountEntry) -> bool:
+    return any(
+        mount.mountpoint == str(entry.mountpoint) and mount.minor == entry.minor
+        for mount in info.mounts
+    )
