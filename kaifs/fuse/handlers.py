@@ -40,8 +40,6 @@ class Handlers:
         """STATFS requests so far: the barrier's marker."""
         self.background_seen = 0
         """READs and WRITEs so far: what the kernel's limit of background requests is about."""
-        self.background_seen = 0
-        """READ and WRITE requests so far: the kernel holds some back while many wait."""
         self._commit = commit
         self._barrier = barrier
         self._writers: dict[KernelNode, int] = {}
@@ -166,12 +164,10 @@ class Handlers:
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Return up to *size* bytes; fewer only at the end of the file."""
         self.background_seen += 1
-        self.background_seen += 1
         return self.namespace.read(_node_of(handle), offset, size)
 
     def write(self, handle: int, offset: int, data: bytes, *, kill_privileges: bool = False) -> int:
         """Write and return how much: all."""
-        self.background_seen += 1
         self.background_seen += 1
         return self.namespace.write(_node_of(handle), offset, data, kill_privileges=kill_privileges)
 

@@ -59,12 +59,19 @@ class MountOptions:
     read_only: bool = False
     allow_other: bool | None = None
     """Whether other users than the one who mounts get in; None: if root mounts."""
+    source: str = FSNAME
+    """What mount tables show as the device: ASCII, no comma."""
     flags: tuple[str, ...] = ()
     """Options of mount(8) for the kernel, such as `dev`, `suid`, `noatime`."""
 
     def as_fuse_options(self) -> set[str]:
         """Return the options as libfuse spells them."""
-        options = {"default_permissions", f"fsname={FSNAME}", f"subtype={SUBTYPE}", *self.flags}
+        options = {
+            "default_permissions",
+            f"fsname={self.source}",
+            f"subtype={SUBTYPE}",
+            *self.flags,
+        }
         if os.geteuid() == 0 if self.allow_other is None else self.allow_other:
             options.add("allow_other")
         options.add("ro" if self.read_only else "rw")
