@@ -128,14 +128,25 @@ class Payload:
         Raises:
             ChecksumMismatchError: the index does not have it.
         """
+        record = self.find_record(block)
+        if record is None:
+            raise ChecksumMismatchError(f"block {block} is missing")
+        return record
+
+    def find_record(self, block: BlockId) -> BlockRecord | None:
+        """Return where *block* is, None if the index does not have it."""
         record = self._records.get(block)
         if record is None:
             value = self._pending.get(Table.BLOCKS, block_key(block))
-            if value is None:
-                raise ChecksumMismatchError(f"block {block} is missing")
-            record = BLOCK.decode(value)
-            self._remember(block, record)
+            if value is not None:
+                record = BLOCK.decode(value)
+                self._remember(block, record)
         return record
+
+    @property
+    def next_block(self) -> int:
+        """The id that the next new block gets."""
+        return self._counters.block
 
     def read(self, block: BlockId) -> bytes:
         """Return the payload of *block*, verified.

@@ -93,11 +93,11 @@ class Registry:
 
     clock: Clock
     nodes: Nodes
-    _pending: Pending
-    _next_root: int
-    _next_slot: int
-    _next_agent: int
-    _next_generation: int
+    pending: Pending
+    next_root: int
+    next_slot: int
+    next_agent: int
+    next_generation: int
 
     def __init__(self) -> None:
         self._roots: dict[RootId, Root] = {}
@@ -109,12 +109,12 @@ class Registry:
 
     def agents(self) -> list[AgentRecord]:
         """Return all agents, sorted by name."""
-        found = (self.find_agent(key.decode()) for key in self._pending.keys(Table.AGENTS))
+        found = (self.find_agent(key.decode()) for key in self.pending.keys(Table.AGENTS))
         return [agent for agent in found if agent is not None]
 
     def find_agent(self, name: str) -> AgentRecord | None:
         """Return the agent called *name*, None if there is none."""
-        value = self._pending.get(Table.AGENTS, name.encode()) if _NAME.fullmatch(name) else None
+        value = self.pending.get(Table.AGENTS, name.encode()) if _NAME.fullmatch(name) else None
         if value is None:
             return None
         agent = AGENT.decode(value)
@@ -153,8 +153,8 @@ class Registry:
         if self.find_agent(name) is not None:
             raise AgentExistsError(name)
         now_ns = self.clock.now_ns()
-        agent_id = self._next_agent
-        self._next_agent += 1
+        agent_id = self.next_agent
+        self.next_agent += 1
         agent = AgentRecord(agent_id, name, head.root_id, "", uid, gid, mode, now_ns, now_ns)
         self.own_root(head, RootKind.HEAD, agent_id, "", self.new_slot())
         self.put_agent(agent)
@@ -163,7 +163,7 @@ class Registry:
 
     def put_agent(self, agent: AgentRecord) -> None:
         """Set an agent's record."""
-        self._pending.put(Table.AGENTS, agent.name.encode(), AGENT.encode(agent))
+        self.pending.put(Table.AGENTS, agent.name.encode(), AGENT.encode(agent))
         self._agent_names[agent.agent_id] = agent.name
 
     def remove_agent(self, name: str) -> None:
@@ -172,7 +172,7 @@ class Registry:
         self.drop_root(agent.head)
         if agent.superseded:
             self.drop_root(agent.superseded)
-        self._pending.delete(Table.AGENTS, name.encode())
+        self.pending.delete(Table.AGENTS, name.encode())
         self._agent_names.pop(agent.agent_id, None)
         self.on_change(AgentRemoved(agent.agent_id, name))
 
@@ -203,7 +203,7 @@ class Registry:
 
     def versions(self, agent_id: int) -> list[VersionRecord]:
         """Return an agent's versions by growing precedence."""
-        keys = self._pending.keys(Table.VERSIONS, _owned(agent_id))
+        keys = self.pending.keys(Table.VERSIONS, _owned(agent_id))
         found = (self.find_version(agent_id, key[8:].decode()) for key in keys)
         versions = [version for version in found if version is not None]
         return sorted(versions, key=lambda version: parse_label(version.label))
@@ -212,7 +212,7 @@ class Registry:
         """Return an agent's version, None if there is none with that label."""
         if len(label) > 255 or not label:
             return None
-        value = self._pending.get(Table.VERSIONS, _owned(agent_id, label))
+        value = self.pending.get(Table.VERSIONS, _owned(agent_id, label))
         return None if value is None else VERSION.decode(value)
 
     def get_version(self, agent: AgentRecord, label: str) -> VersionRecord:
@@ -234,7 +234,7 @@ class Registry:
             VersionExistsError: it is taken, or differs only in build metadata.
         """
         core = parse_label(label).core
-        for key in self._pending.keys(Table.VERSIONS, _owned(agent.agent_id, core)):
+        for key in self.pending.keys(Table.VERSIONS, _owned(agent.agent_id, core)):
             taken = key[8:].decode()
             if taken.partition("+")[0] == core:
                 raise VersionExistsError(f"{agent.name}@{taken}")
@@ -245,7 +245,7 @@ class Registry:
         assert root.state is RootState.SEALED, "a version's root is sealed"
         self.own_root(root, RootKind.VERSION, version.agent_id, version.label, self.new_slot())
         key = _owned(version.agent_id, version.label)
-        self._pending.put(Table.VERSIONS, key, VERSION.encode(version))
+        self.pending.put(Table.VERSIONS, key, VERSION.encode(version))
         self._note_change_of(version.agent_id)
         self.on_change(VersionAdded(version.agent_id, version.label))
 
@@ -253,7 +253,7 @@ class Registry:
         """Take a version away; its tree stays readable for those who have it open."""
         version = self.find_version(agent_id, label)
         if version is not None:
-            self._pending.delete(Table.VERSIONS, _owned(agent_id, label))
+            self.pending.delete(Table.VERSIONS, _owned(agent_id, label))
             self._retire(version.root)
             self._note_change_of(agent_id)
             self.on_change(VersionRemoved(agent_id, label))
@@ -262,7 +262,7 @@ class Registry:
 
     def snapshots(self, agent_id: int) -> list[SnapshotRecord]:
         """Return an agent's snapshots, sorted by name."""
-        keys = self._pending.keys(Table.SNAPSHOTS, _owned(agent_id))
+        keys = self.pending.keys(Table.SNAPSHOTS, _owned(agent_id))
         found = (self.find_snapshot(agent_id, key[8:].decode()) for key in keys)
         return [snapshot for snapshot in found if snapshot is not None]
 
@@ -270,7 +270,7 @@ class Registry:
         """Return an agent's snapshot, None if there is none with that name."""
         if not _NAME.fullmatch(name):
             return None
-        value = self._pending.get(Table.SNAPSHOTS, _owned(agent_id, name))
+        value = self.pending.get(Table.SNAPSHOTS, _owned(agent_id, name))
         return None if value is None else SNAPSHOT.decode(value)
 
     def get_snapshot(self, agent: AgentRecord, name: str) -> SnapshotRecord:
@@ -309,11 +309,11 @@ class Registry:
     def put_snapshot(self, snapshot: SnapshotRecord) -> None:
         """Set a snapshot's record."""
         key = _owned(snapshot.agent_id, snapshot.name)
-        self._pending.put(Table.SNAPSHOTS, key, SNAPSHOT.encode(snapshot))
+        self.pending.put(Table.SNAPSHOTS, key, SNAPSHOT.encode(snapshot))
 
     def rename_snapshot(self, snapshot: SnapshotRecord, name: str) -> SnapshotRecord:
         """Give a snapshot another name, which must be free."""
-        self._pending.delete(Table.SNAPSHOTS, _owned(snapshot.agent_id, snapshot.name))
+        self.pending.delete(Table.SNAPSHOTS, _owned(snapshot.agent_id, snapshot.name))
         renamed = replace(snapshot, name=name)
         self.put_snapshot(renamed)
         root = self.root(snapshot.root)
@@ -326,7 +326,7 @@ class Registry:
         """Take a snapshot away; its tree stays readable for those who have it open."""
         snapshot = self.find_snapshot(agent_id, name)
         if snapshot is not None:
-            self._pending.delete(Table.SNAPSHOTS, _owned(agent_id, name))
+            self.pending.delete(Table.SNAPSHOTS, _owned(agent_id, name))
             self._retire(snapshot.root)
             if self.has_root(snapshot.base) and self.root(snapshot.base).kind is RootKind.NONE:
                 self.drop_root(snapshot.base)
@@ -339,7 +339,7 @@ class Registry:
         """Whether the root exists."""
         if root_id in self._roots:
             return True
-        return self._pending.get(Table.ROOTS, root_key(root_id)) is not None
+        return self.pending.get(Table.ROOTS, root_key(root_id)) is not None
 
     def root(self, root_id: RootId) -> Root:
         """Return a root.
@@ -349,7 +349,7 @@ class Registry:
         """
         root = self._roots.get(root_id)
         if root is None:
-            value = self._pending.get(Table.ROOTS, root_key(root_id))
+            value = self.pending.get(Table.ROOTS, root_key(root_id))
             if value is None:
                 raise StoreDamagedError(f"root {root_id} is missing")
             root = Root(ROOT.decode(value))
@@ -361,7 +361,7 @@ class Registry:
 
     def root_ids(self) -> list[RootId]:
         """Return the ids of all roots, growing."""
-        stored = {RootId(int.from_bytes(key, "big")) for key in self._pending.keys(Table.ROOTS)}
+        stored = {RootId(int.from_bytes(key, "big")) for key in self.pending.keys(Table.ROOTS)}
         return sorted(stored | set(self._roots))
 
     def new_root(self, lineage: RootId | None = None) -> Root:
@@ -427,27 +427,27 @@ class Registry:
         root.state = state
         root.dirty = True
         if state in (RootState.BUILDING, RootState.SUPERSEDED):
-            self._pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
+            self.pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
         else:
-            self._pending.delete(Table.UNFINISHED, root_key(root.root_id))
+            self.pending.delete(Table.UNFINISHED, root_key(root.root_id))
 
     def note_orphans(self, root: Root) -> None:
         """Remember that *root* has inodes without a name, to be reaped at the next start."""
-        self._pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
+        self.pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
 
     def unfinished_roots(self) -> list[RootId]:
         """Return the roots that somebody must look after when the store is opened."""
-        return [RootId(int.from_bytes(key, "big")) for key in self._pending.keys(Table.UNFINISHED)]
+        return [RootId(int.from_bytes(key, "big")) for key in self.pending.keys(Table.UNFINISHED)]
 
     def finish_root(self, root_id: RootId) -> None:
         """Note that nobody needs to look after the root any more."""
-        self._pending.delete(Table.UNFINISHED, root_key(root_id))
+        self.pending.delete(Table.UNFINISHED, root_key(root_id))
 
     def drop_root(self, root_id: RootId) -> None:
         """Delete a root. What only it reached is freed by gc."""
         self._roots.pop(root_id, None)
-        self._pending.delete(Table.ROOTS, root_key(root_id))
-        self._pending.delete(Table.UNFINISHED, root_key(root_id))
+        self.pending.delete(Table.ROOTS, root_key(root_id))
+        self.pending.delete(Table.UNFINISHED, root_key(root_id))
 
     def _retire(self, root_id: RootId) -> None:
         root = self.root(root_id)
@@ -463,21 +463,21 @@ class Registry:
         Raises:
             NoSpaceError: all are used up.
         """
-        if self._next_slot > MAX_SLOT:
+        if self.next_slot > MAX_SLOT:
             raise NoSpaceError("every slot for st_ino is used up")
-        self._next_slot += 1
-        return Slot(self._next_slot - 1)
+        self.next_slot += 1
+        return Slot(self.next_slot - 1)
 
     def new_generation(self) -> Generation:
         """Return a generation that no node has."""
-        self._next_generation += 1
-        return Generation(self._next_generation - 1)
+        self.next_generation += 1
+        return Generation(self.next_generation - 1)
 
     def _next_root_id(self) -> RootId:
-        if self._next_root > MAX_ROOT_ID:
+        if self.next_root > MAX_ROOT_ID:
             raise NoSpaceError("every root id is used up")
-        self._next_root += 1
-        return RootId(self._next_root - 1)
+        self.next_root += 1
+        return RootId(self.next_root - 1)
 
     def _add_root(self, root: Root) -> Root:
         assert root.top != NO_NODE

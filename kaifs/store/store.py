@@ -115,9 +115,9 @@ class Store(Registry):
         self.superblock = superblock
         self._lock = lock
         self._options = options
-        self._database = Database(path / INDEX_FOLDER, map_size=options.map_size)
-        self._pending = Pending(self._database)
-        self._segments = Segments(
+        self.database = Database(path / INDEX_FOLDER, map_size=options.map_size)
+        self.pending = Pending(self.database)
+        self.segments = Segments(
             device or FileDevice(path / SEGMENT_FOLDER),
             superblock.uuid,
             segment_size=options.segment_size,
@@ -125,10 +125,10 @@ class Store(Registry):
         self._doomed: list[SegmentId] = []
         counters = self._load_counters()
         self._ids = _Ids(counters.block, counters.segment)
-        self.nodes = Nodes(self._pending, counters.node, options.node_cache)
+        self.nodes = Nodes(self.pending, counters.node, options.node_cache)
         self.payload = Payload(
-            self._pending,
-            self._segments,
+            self.pending,
+            self.segments,
             self._ids,
             Compressor(options.zstd_level),
             {},
@@ -231,8 +231,8 @@ class Store(Registry):
             if commit and self.is_dirty:
                 self.commit()
         finally:
-            self._segments.close()
-            self._database.close()
+            self.segments.close()
+            self.database.close()
             self._lock.release()
 
     @property
@@ -241,35 +241,40 @@ class Store(Registry):
         return self.superblock.uuid.hex()
 
     @property
+    def next_segment(self) -> int:
+        """The id that the next segment gets."""
+        return self._ids.segment
+
+    @property
     def lock_fd(self) -> int:
         """The descriptor that holds the store's lock."""
         return self._lock.fd
 
     def _load_counters(self) -> CounterRecord:
-        value = self._pending.get(Table.META, _COUNTERS_KEY)
+        value = self.pending.get(Table.META, _COUNTERS_KEY)
         if value is None:
             raise StoreDamagedError(f"{self.path}: index has no counters")
         counters = COUNTERS.decode(value)
         if counters.uuid != self.superblock.uuid:
             raise StoreDamagedError(f"{self.path}: index is of another store")
         self.epoch = counters.epoch
-        self._next_generation = counters.generation
-        self._next_root = counters.root
-        self._next_slot = counters.slot
-        self._next_agent = counters.agent
+        self.next_generation = counters.generation
+        self.next_root = counters.root
+        self.next_slot = counters.slot
+        self.next_agent = counters.agent
         return counters
 
     def _recover_segments(self) -> None:
         committed: dict[SegmentId, int] = {}
         self.payload.live.clear()
-        for key in self._pending.keys(Table.SEGMENTS):
+        for key in self.pending.keys(Table.SEGMENTS):
             segment = SegmentId(int.from_bytes(key, "big"))
-            value = self._pending.get(Table.SEGMENTS, key)
+            value = self.pending.get(Table.SEGMENTS, key)
             assert value is not None
             record = SEGMENT.decode(value)
             committed[segment] = record.size
             self.payload.live[segment] = record.live
-        self._segments.recover(committed, SegmentId(max(committed, default=0)))
+        self.segments.recover(committed, SegmentId(max(committed, default=0)))
 
     # --- epochs ------------------------------------------------------------------------
 
@@ -278,7 +283,7 @@ class Store(Registry):
         """Whether something changed since the last commit was taken."""
         return (
             self.nodes.is_dirty
-            or not self._pending.is_empty
+            or not self.pending.is_empty
             or any(root.dirty for root in self._roots.values())
         )
 
@@ -292,23 +297,23 @@ class Store(Registry):
         for root in self._roots.values():
             if root.dirty:
                 record = ROOT.encode(root.record())
-                self._pending.put(Table.ROOTS, root_key(root.root_id), record)
+                self.pending.put(Table.ROOTS, root_key(root.root_id), record)
                 root.dirty = False
-        segments = self._segments.unsynced()
-        sizes = dict(self._segments.sizes)
+        segments = self.segments.unsynced()
+        sizes = dict(self.segments.sizes)
         doomed = tuple(self._doomed)
         self._doomed.clear()
         for segment, size in sizes.items():
             if segment not in doomed:
                 record = SEGMENT.encode(SegmentRecord(size, self.payload.live.get(segment, 0)))
                 key = segment.to_bytes(8, "big")
-                if self._pending.get(Table.SEGMENTS, key) != record:
-                    self._pending.put(Table.SEGMENTS, key, record)
+                if self.pending.get(Table.SEGMENTS, key) != record:
+                    self.pending.put(Table.SEGMENTS, key, record)
         for segment in doomed:
-            self._pending.delete(Table.SEGMENTS, segment.to_bytes(8, "big"))
+            self.pending.delete(Table.SEGMENTS, segment.to_bytes(8, "big"))
         counters = self._counters(self.epoch + 1)
-        self._pending.put(Table.META, _COUNTERS_KEY, COUNTERS.encode(counters))
-        return Commit(segments - set(doomed), sizes, self._pending.take(), doomed)
+        self.pending.put(Table.META, _COUNTERS_KEY, COUNTERS.encode(counters))
+        return Commit(segments - set(doomed), sizes, self.pending.take(), doomed)
 
     def write_commit(self, commit: Commit) -> None:
         """Put an epoch on disk. Blocks for the disk; any thread may call it.
@@ -319,21 +324,21 @@ class Store(Registry):
         """
         # Blocks are synced before the LMDB commit that names them (I4). The other order
         # leaves, after power loss, a root that points at bytes never written.
-        self._segments.sync(commit.segments)
-        self._database.write(commit.batch)
+        self.segments.sync(commit.segments)
+        self.database.write(commit.batch)
 
     def finish_commit(self, commit: Commit) -> None:
         """Note that an epoch is on disk."""
-        self._pending.written()
+        self.pending.written()
         self.epoch += 1
-        self._segments.forget_unsynced(commit.segments, commit.sizes)
+        self.segments.forget_unsynced(commit.segments, commit.sizes)
         for segment in commit.doomed:
             self.payload.live.pop(segment, None)
-            self._segments.remove(segment)
+            self.segments.remove(segment)
 
     def fail_commit(self, commit: Commit) -> None:
         """Note that an epoch did not get on disk: it is part of the next one."""
-        self._pending.failed()
+        self.pending.failed()
         self._doomed.extend(commit.doomed)
 
     def commit(self) -> None:
@@ -353,7 +358,7 @@ class Store(Registry):
 
     def abandon(self) -> None:
         """Forget everything since the last commit."""
-        self._pending.abandon()
+        self.pending.abandon()
         self._roots.clear()
         self._agent_names.clear()
         self._doomed.clear()
@@ -367,13 +372,13 @@ class Store(Registry):
         return CounterRecord(
             self.superblock.uuid,
             epoch,
-            self._next_generation,
+            self.next_generation,
             self.nodes.next_node,
             self._ids.block,
-            self._next_root,
+            self.next_root,
             self._ids.segment,
-            self._next_slot,
-            self._next_agent,
+            self.next_slot,
+            self.next_agent,
         )
 
     # --- what it takes -----------------------------------------------------------------
@@ -381,9 +386,9 @@ class Store(Registry):
     def space(self) -> Space:
         """Return what the store takes on disk."""
         return Space(
-            sum(self._segments.sizes.values()),
+            sum(self.segments.sizes.values()),
             sum(self.payload.live.values()),
-            self._database.file_size(),
+            self.database.file_size(),
         )
 
     def begin_gc(self) -> list[RootId]:
@@ -398,6 +403,10 @@ class Store(Registry):
             self.freeze_root(root)
         self.payload.revived = set()
         return self.root_ids()
+
+    def doom_segment(self, segment: SegmentId) -> None:
+        """Delete a segment, which no block is in any more, once the next commit is on disk."""
+        self._doomed.append(segment)
 
     def end_gc(self) -> None:
         """Dedup hits need not be remembered any more."""

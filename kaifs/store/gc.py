@@ -1,0 +1,196 @@
+"""Freeing what no root reaches: mark, sweep, compact.
+
+Marking reads frozen trees: the roots are frozen first, so whatever changes
+meanwhile changes copies. Node and block ids only grow, so what is made while
+gc runs is told by its id; a block that a dedup hit names anew is remembered.
+A segment is deleted only after the commit that names none of its blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from kaifs.base.types import BlockId, NodeId, SegmentId
+from kaifs.blocks.segments import SEGMENT_HEADER_SIZE
+from kaifs.meta import keys
+from kaifs.meta.database import Table
+from kaifs.meta.node import Leaf
+from kaifs.meta.records import extent_block
+from kaifs.store.store import Store
+
+STEP = 512
+"""Nodes or records handled between two yields."""
+LEAST_LIVE = 0.5
+"""A segment of which a smaller part is alive is compacted."""
+
+
+@dataclass(slots=True)
+class Freed:
+    """What gc has done so far."""
+
+    marked: int = 0
+    """Nodes found alive."""
+    nodes: int = 0
+    blocks: int = 0
+    segments: int = 0
+    size: int = 0
+    """Bytes of segments given back to the disk, less what was copied."""
+    moved: int = 0
+    """Bytes copied out of segments that were mostly dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitWanted:
+    """Yielded where whoever runs gc must commit before it goes on."""
+
+
+GcStep = Freed | CommitWanted
+
+
+class Marks:
+    """A set of ids as one bit each."""
+
+    def __init__(self, stop: int) -> None:
+        """Hold ids below *stop*."""
+        self._bits = bytearray(stop // 8 + 1)
+
+    def __contains__(self, number: int) -> bool:
+        return bool(self._bits[number >> 3] >> (number & 7) & 1)
+
+    def add(self, number: int) -> bool:
+        """Add an id. Return whether it is new."""
+        byte, bit = number >> 3, 1 << (number & 7)
+        if self._bits[byte] & bit:
+            return False
+        self._bits[byte] |= bit
+        return True
+
+
+def collect(store: Store, *, compact_below: float = LEAST_LIVE) -> Generator[GcStep, None, Freed]:
+    """Free what no root reaches. Yields between small steps; others may change the store then.
+
+    Interrupted at any point it has freed some, or nothing,
+    and lost nothing.
+
+    Raises:
+        StoreDamagedError: a node is missing or damaged; nothing is freed then,
+            for what hangs below it cannot be known.
+    """
+    roots = store.begin_gc()
+    try:
+        tops = [store.root(root).top for root in roots]
+        node_stop, block_stop = store.nodes.next_node, store.payload.next_block
+        yield CommitWanted()
+        freed = Freed()
+        nodes, blocks = Marks(node_stop), Marks(block_stop)
+        yield from _mark(store, tops, nodes, blocks, freed)
+        yield from _sweep_nodes(store, nodes, node_stop, freed)
+        yield from _sweep_blocks(store, blocks, block_stop, freed)
+        yield CommitWanted()
+        yield from _compact(store, compact_below, freed)
+        yield CommitWanted()
+    finally:
+        store.end_gc()
+    return freed
+
+
+def _mark(
+    store: Store, tops: list[NodeId], nodes: Marks, blocks: Marks, freed: Freed
+) -> Generator[GcStep, None, None]:
+    stack = list(tops)
+    while stack:
+        node_id = stack.pop()
+        if not nodes.add(node_id):
+            continue
+        freed.marked += 1
+        node = store.nodes.peek(node_id)
+        if isinstance(node, Leaf):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if key[keys.PREFIX_SIZE - 1] == keys.EXTENT:
+                    block = extent_block(value)
+                    if block:
+                        blocks.add(block)
+        else:
+            stack += node.children
+        if freed.marked % STEP == 0:
+            yield freed
+
+
+def _sweep_nodes(
+    store: Store, nodes: Marks, stop: int, freed: Freed
+) -> Generator[GcStep, None, None]:
+    for ids in _stored_ids(store, Table.NODES, stop):
+        for node_id in ids:
+            if node_id not in nodes:
+                store.nodes.forget(NodeId(node_id))
+                freed.nodes += 1
+        yield freed
+
+
+def _sweep_blocks(
+    store: Store, blocks: Marks, stop: int, freed: Freed
+) -> Generator[GcStep, None, None]:
+    payload = store.payload
+    assert payload.revived is not None
+    for ids in _stored_ids(store, Table.BLOCKS, stop):
+        for block in ids:
+            if block not in blocks and block not in payload.revived:
+                payload.forget(BlockId(block))
+                freed.blocks += 1
+        yield freed
+
+
+def _stored_ids(store: Store, table: Table, stop: int) -> Generator[list[int], None, None]:
+    start = b""
+    while found := store.database.scan(table, start, STEP):
+        yield [number for key in found if (number := int.from_bytes(key, "big")) < stop]
+        start = found[-1] + b"\0"
+
+
+def _compact(store: Store, compact_below: float, freed: Freed) -> Generator[GcStep, None, None]:
+    payload, segments = store.payload, store.segments
+    for segment, size in sorted(segments.sizes.items()):
+        live = payload.live[segment]
+        used = size - SEGMENT_HEADER_SIZE
+        if used and live / used >= compact_below:
+            continue
+        if segment == segments.active:
+            segments.retire_active()
+        before = freed.moved
+        if live:
+            yield from _empty(store, segment, size, freed)
+        if payload.live[segment] == 0:
+            store.doom_segment(segment)
+            freed.segments += 1
+            freed.size += size - (freed.moved - before)
+        yield freed
+
+
+def _empty(
+    store: Store, segment: SegmentId, size: int, freed: Freed
+) -> Generator[GcStep, None, None]:
+    payload = store.payload
+    for offset, header in store.segments.scan(segment, size):
+        record = payload.find_record(header.block)
+        here = record is not None and (record.segment, record.offset) == (segment, offset)
+        if here and payload.move(header.block):
+            freed.moved += header.stored_size
+            yield freed
+
+
+def collect_now(store: Store, *, compact_below: float = LEAST_LIVE) -> Freed:
+    """Run `collect` to its end, with its commits.
+
+    Raises:
+        StoreDamagedError: as `collect`.
+    """
+    steps = collect(store, compact_below=compact_below)
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as end:
+            freed: Freed = end.value
+            return freed
+        if isinstance(step, CommitWanted):
+            store.commit()

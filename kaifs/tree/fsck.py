@@ -1,0 +1,586 @@
+"""The numbered invariants of a store, and the checker of each.
+
+docs/INVARIANTS.md explains them; a finding names the one that is broken. The
+first tree of a lineage is checked whole, each later one where it differs from
+one that was checked: O(first + changes). Payload is not read: that is `verify`.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from kaifs.base.errors import (
+    BadLabelError,
+    BadNameError,
+    ChecksumMismatchError,
+    FormatError,
+    KaifsError,
+    StoreDamagedError,
+)
+from kaifs.base.label import parse_label
+from kaifs.base.types import TOP_INO, BlockId, Ino, NodeId, RootId
+from kaifs.blocks.segments import record_size
+from kaifs.meta import keys
+from kaifs.meta.database import Table
+from kaifs.meta.node import MAX_BYTES, MAX_KEYS, Branch, Leaf
+from kaifs.meta.records import (
+    AGENT,
+    BLOCK,
+    COUNTERS,
+    INODE,
+    ROOT,
+    SEGMENT,
+    SNAPSHOT,
+    VERSION,
+    BlockRecord,
+    InodeRecord,
+    RootKind,
+    RootState,
+    decode_dentry,
+    decode_extent,
+    encode_dir_index,
+)
+from kaifs.store.payload import split_ids
+from kaifs.store.registry import check_agent_name, check_snapshot_name
+from kaifs.store.roots import Root
+from kaifs.store.store import Store
+from kaifs.tree.btree import BTree, differing
+
+INVARIANTS: Final = {
+    1: "every id in use is smaller than the counter that gives the next one",
+    2: "every record has its checksum and can be decoded",
+    3: "every node that a root reaches exists, and is not of a later generation",
+    4: "every block that an extent names is in the index, inside the committed part of a segment",
+    5: "keys of a B+tree ascend within their bounds, leaves are equally deep, no node is overfull",
+    6: "dentries, directory positions and links say the same, and lead to inodes that exist",
+    7: "nlink counts names, a directory's 2 and its subdirectories; its size counts its entries",
+    8: "extents do not overlap, lie inside their block, and end at or before the file's size",
+    9: "an inode's allocated bytes are those of its extents",
+    10: "inode numbers and directory positions are smaller than the next ones",
+    11: "an inode without a name is listed as an orphan, and only in a tree that can change",
+    12: "a root counts its inodes and the bytes of its regular files",
+    13: "agents, versions and snapshots name roots of their own, in the right state and slot",
+    14: "the digest index leads to every block, and to blocks with that checksum only",
+    15: "segments have their header and their committed size, and count their live bytes",
+    16: "what must be looked after when the store is opened is listed as unfinished",
+    17: "every regular file of a sealed tree has its SHA-256",
+    18: "the top is a directory, every key belongs to an inode, every inode has a known type",
+    19: "names and labels are valid, and no two labels differ in build metadata only",
+}
+
+STEP: Final = 1000
+"""Things checked between two yields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One broken invariant."""
+
+    number: int
+    """Which one: a key of `INVARIANTS`."""
+    subject: str
+    """Where: a record, a root, an inode."""
+    text: str
+    """What is wrong."""
+
+    def __str__(self) -> str:
+        return f"I{self.number} {self.subject}: {self.text}"
+
+
+def check(store: Store) -> list[Finding]:
+    """Return everything that is wrong with an open store. Changes nothing that counts."""
+    steps = check_steps(store)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            findings: list[Finding] = end.value
+            return findings
+
+
+def check_steps(store: Store) -> Generator[int, None, list[Finding]]:
+    """Check *store* in small steps; yields how many things were checked so far.
+
+    Others may change the store between the steps: what is checked are clones.
+    """
+    return (yield from _Check(store).run())
+
+
+class _Check:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._findings: list[Finding] = []
+        self._checked = 0
+        self._nodes: set[NodeId] = set()
+        self._blocks: dict[BlockId, BlockRecord] = {}
+
+    def _find(self, number: int, subject: str, text: str) -> None:
+        self._findings.append(Finding(number, subject, text))
+
+    def _step(self) -> Iterator[int]:
+        self._checked += 1
+        if self._checked % STEP == 0:
+            yield self._checked
+
+    def run(self) -> Generator[int, None, list[Finding]]:
+        """Check everything."""
+        yield from self._check_records()
+        if any(finding.number == 2 for finding in self._findings):
+            # Checks that lean on records would only stumble over the same ones.
+            return self._findings
+        self._check_blocks_and_digests()
+        yield self._checked
+        self._check_segments()
+        self._check_registry()
+        yield from self._check_trees()
+        return self._findings
+
+    # --- records -----------------------------------------------------------------------
+
+    def _check_records(self) -> Iterator[int]:
+        database = self._store.database
+        decoders = {
+            Table.META: COUNTERS.decode,
+            Table.BLOCKS: BLOCK.decode,
+            Table.SEGMENTS: SEGMENT.decode,
+            Table.ROOTS: ROOT.decode,
+            Table.AGENTS: AGENT.decode,
+            Table.VERSIONS: VERSION.decode,
+            Table.SNAPSHOTS: SNAPSHOT.decode,
+        }
+        for table in Table:
+            decode = decoders.get(table)
+            start = b""
+            while found := database.scan(table, start, STEP):
+                for key in found:
+                    try:
+                        record = database.get(table, key)
+                        if record is not None and decode is not None:
+                            decode(record)
+                    except StoreDamagedError as error:
+                        self._find(2, f"{table} {key.hex()}", error.subject)
+                    self._checked += 1
+                start = found[-1] + b"\0"
+                yield self._checked
+
+    # --- payload -----------------------------------------------------------------------
+
+    def _records(self, table: Table) -> Iterator[tuple[bytes, bytes]]:
+        for key in self._store.pending.keys(table):
+            value = self._store.pending.get(table, key)
+            if value is not None:
+                yield key, value
+
+    def _check_blocks_and_digests(self) -> None:
+        for key, value in self._records(Table.BLOCKS):
+            self._blocks[BlockId(int.from_bytes(key, "big"))] = BLOCK.decode(value)
+        indexed: set[BlockId] = set()
+        for key, value in self._records(Table.DIGESTS):
+            for block in split_ids(value):
+                record = self._blocks.get(block)
+                if record is None:
+                    self._find(14, f"digest {key.hex()}", f"block {block} is not in the index")
+                elif record.checksum != key:
+                    self._find(14, f"digest {key.hex()}", f"block {block} has another checksum")
+                indexed.add(block)
+        for block in sorted(self._blocks.keys() - indexed):
+            self._find(14, f"block {block}", "no digest leads to it")
+        if self._blocks and max(self._blocks) >= self._store.payload.next_block:
+            self._find(1, f"block {max(self._blocks)}", "the counter of blocks is behind it")
+
+    def _check_segments(self) -> None:
+        store = self._store
+        live = dict.fromkeys(store.segments.sizes, 0)
+        for block, record in self._blocks.items():
+            size = store.segments.sizes.get(record.segment)
+            stop = record.offset + record_size(record.stored_size)
+            if size is None or stop > size:
+                self._find(4, f"block {block}", f"lies outside segment {record.segment}")
+                continue
+            live[record.segment] += record_size(record.stored_size)
+            try:
+                header = store.segments.read_header(record.segment, record.offset)
+            except (ChecksumMismatchError, StoreDamagedError) as error:
+                self._find(4, f"block {block}", error.subject)
+                continue
+            if (header.block, header.checksum) != (block, record.checksum):
+                self._find(4, f"block {block}", "the segment has another block there")
+        for segment, size in store.segments.sizes.items():
+            try:
+                store.segments.check_header(segment)
+            except (StoreDamagedError, FormatError) as error:
+                self._find(15, f"segment {segment}", error.subject)
+            if live[segment] != store.payload.live.get(segment):
+                text = f"{live[segment]} bytes are alive, not {store.payload.live.get(segment)}"
+                self._find(15, f"segment {segment} of {size} bytes", text)
+            if segment >= store.next_segment:
+                self._find(1, f"segment {segment}", "the counter of segments is behind it")
+
+    # --- registry ----------------------------------------------------------------------
+
+    def _check_registry(self) -> None:
+        store = self._store
+        owned: dict[RootId, str] = {}
+        for agent in store.agents():
+            subject = f"agent {agent.name}"
+            self._check_name(subject, agent.name, agent=True)
+            self._own(owned, subject, agent.head, RootKind.HEAD, agent.agent_id, "")
+            if agent.superseded:
+                owned[agent.superseded] = subject
+            labels: dict[str, str] = {}
+            for version in store.versions(agent.agent_id):
+                where = f"version {agent.name}@{version.label}"
+                try:
+                    core = parse_label(version.label).core
+                except BadLabelError:
+                    self._find(19, where, "no valid label")
+                else:
+                    if core in labels:
+                        self._find(19, where, f"differs from {labels[core]} in build metadata only")
+                    labels[core] = version.label
+                kind = RootKind.VERSION
+                self._own(owned, where, version.root, kind, agent.agent_id, version.label)
+            for snapshot in store.snapshots(agent.agent_id):
+                where = f"snapshot {agent.name}/@snapshots/{snapshot.name}"
+                self._check_name(where, snapshot.name, agent=False)
+                kind = RootKind.SNAPSHOT
+                self._own(owned, where, snapshot.root, kind, agent.agent_id, snapshot.name)
+                owned.setdefault(snapshot.base, where)
+        self._check_roots(owned)
+
+    def _check_name(self, subject: str, name: str, *, agent: bool) -> None:
+        try:
+            check_agent_name(name) if agent else check_snapshot_name(name)
+        except BadNameError:
+            self._find(19, subject, "no valid name")
+
+    def _own(
+        self,
+        owned: dict[RootId, str],
+        subject: str,
+        root_id: RootId,
+        kind: RootKind,
+        agent_id: int,
+        name: str,
+    ) -> None:
+        if root_id in owned:
+            self._find(13, subject, f"root {root_id} is also that of {owned[root_id]}")
+        owned[root_id] = subject
+        if not self._store.has_root(root_id):
+            self._find(13, subject, f"root {root_id} is missing")
+            return
+        root = self._store.root(root_id)
+        if (root.kind, root.agent_id, root.name) != (kind, agent_id, name):
+            self._find(13, subject, f"root {root_id} says that it is another's")
+        allowed = {
+            RootKind.HEAD: (RootState.WRITABLE,),
+            RootKind.VERSION: (RootState.SEALED,),
+            RootKind.SNAPSHOT: (RootState.WRITABLE, RootState.SEALED),
+        }
+        if root.state not in allowed[kind]:
+            self._find(13, subject, f"root {root_id} is {root.state.name.lower()}")
+
+    def _check_roots(self, owned: dict[RootId, str]) -> None:
+        store = self._store
+        slots: dict[int, RootId] = {}
+        unfinished = set(store.unfinished_roots())
+        for root_id in store.root_ids():
+            root = store.root(root_id)
+            subject = f"root {root_id}"
+            passing = root.state in (RootState.BUILDING, RootState.SUPERSEDED)
+            if passing and root_id not in unfinished:
+                self._find(16, subject, f"{root.state.name.lower()}, but not listed")
+            if not passing and root_id not in owned:
+                self._find(13, subject, "nothing names it")
+            if root.slot and not passing:
+                if root.slot in slots:
+                    self._find(13, subject, f"has the slot of root {slots[root.slot]}")
+                slots[root.slot] = root_id
+            if root.generation >= store.next_generation:
+                self._find(1, subject, "the counter of generations is behind it")
+            if root.slot >= store.next_slot:
+                self._find(1, subject, "the counter of slots is behind it")
+            if root_id >= store.next_root:
+                self._find(1, subject, "the counter of roots is behind it")
+
+    # --- trees -------------------------------------------------------------------------
+
+    def _check_trees(self) -> Iterator[int]:
+        store = self._store
+        checked: dict[RootId, Root] = {}
+        clones: list[RootId] = []
+        try:
+            for root_id in store.root_ids():
+                if not store.has_root(root_id):
+                    continue
+                root = store.root(root_id)
+                frozen = root
+                if root.is_writable:
+                    frozen = store.clone_root(root)
+                    clones.append(frozen.root_id)
+                try:
+                    yield from self._check_nodes(root_id, frozen)
+                    base = checked.get(root.lineage)
+                    tree = _TreeCheck(self._find, self._blocks, store, root_id, root, frozen)
+                    for _ in tree.check_against(base):
+                        yield from self._step()
+                except KaifsError as error:
+                    if not any(finding.subject == f"root {root_id}" for finding in self._findings):
+                        self._find(3, f"root {root_id}", error.subject)
+                else:
+                    checked[root.lineage] = frozen
+        finally:
+            for clone in clones:
+                store.drop_root(clone)
+
+    def _check_nodes(self, root_id: RootId, root: Root) -> Iterator[int]:
+        """Check the shape of the nodes that no other root has shown yet."""
+        subject = f"root {root_id}"
+        depths: set[int] = set()
+        stack: list[tuple[NodeId, bytes, bytes | None, int]] = [(root.top, b"", None, 0)]
+        while stack:
+            node_id, low, high, depth = stack.pop()
+            if node_id in self._nodes:
+                continue
+            self._nodes.add(node_id)
+            yield from self._step()
+            node = self._store.nodes.peek(node_id)
+            where = f"node {node_id}"
+            if node_id >= self._store.nodes.next_node:
+                self._find(1, where, "the counter of nodes is behind it")
+            if node.generation > root.generation:
+                self._find(3, where, f"is of a later generation than {subject}")
+            self._check_keys(where, node, low, high)
+            if isinstance(node, Leaf):
+                depths.add(depth)
+                if not node.keys and node_id != root.top:
+                    self._find(5, where, "is an empty leaf")
+                continue
+            bounds: list[bytes | None] = [*node.keys[1:], high]
+            for index, child in enumerate(node.children):
+                lower = low if index == 0 else node.keys[index]
+                stack.append((child, lower, bounds[index], depth + 1))
+        if len(depths) > 1:
+            self._find(5, subject, f"leaves are {sorted(depths)} deep")
+
+    def _check_keys(self, where: str, node: Leaf | Branch, low: bytes, high: bytes | None) -> None:
+        # The first key of a branch bounds nothing and may be anything.
+        own = node.keys if isinstance(node, Leaf) else node.keys[1:]
+        if any(left >= right for left, right in pairwise(own)):
+            self._find(5, where, "keys do not ascend")
+        if own and (own[0] < low or (high is not None and own[-1] >= high)):
+            self._find(5, where, "a key is outside the bounds")
+        if len(node.keys) > MAX_KEYS or (node.weight > MAX_BYTES and len(node.keys) > 1):
+            self._find(5, where, f"{len(node.keys)} keys, {node.weight} bytes")
+
+
+class _TreeCheck:
+    """Checks the file system in one tree."""
+
+    def __init__(
+        self,
+        find: Callable[[int, str, str], None],
+        blocks: dict[BlockId, BlockRecord],
+        store: Store,
+        root_id: RootId,
+        root: Root,
+        frozen: Root,
+    ) -> None:
+        self._report = find
+        self._blocks = blocks
+        self._store = store
+        self._root_id = root_id
+        self._root = root
+        self._frozen = frozen
+        self._btree = BTree(store.nodes, frozen)
+        self._sealed = root.state is RootState.SEALED
+
+    def _find(self, number: int, ino: Ino | None, text: str) -> None:
+        subject = f"root {self._root_id}"
+        if ino is not None:
+            subject += f" inode {ino}"
+        self._report(number, subject, text)
+
+    def check_against(self, base: Root | None) -> Iterator[None]:
+        """Check what differs from *base*, a checked tree of the same lineage, or everything."""
+        inodes = size = 0
+        if base is None:
+            changed: Iterator[Ino] = self._all_inos()
+            old = None
+        else:
+            old = BTree(self._store.nodes, base)
+            pairs = differing(self._store.nodes, base.top, self._frozen.top)
+            changed = iter(dict.fromkeys(keys.split_key(key)[0] for key, _, _ in pairs))
+            inodes, size = base.inodes, base.size
+        for ino in changed:
+            yield
+            if ino == keys.NO_INO:
+                continue
+            before = None if old is None else _inode(old, ino)
+            after = _inode(self._btree, ino)
+            inodes += (after is not None) - (before is not None)
+            size += _file_size(after) - _file_size(before)
+            if after is None:
+                self._check_absent(ino, old)
+            else:
+                self._check_inode(ino, after)
+        self._check_orphan_list()
+        if (inodes, size) != (self._frozen.inodes, self._frozen.size):
+            counted = f"{self._frozen.inodes} inodes and {self._frozen.size} bytes"
+            self._find(12, None, f"{inodes} inodes and {size} bytes, not {counted}")
+        top = _inode(self._btree, TOP_INO)
+        if top is None or not stat.S_ISDIR(top.mode):
+            self._find(18, TOP_INO, "the top is no directory")
+
+    def _all_inos(self) -> Iterator[Ino]:
+        last = keys.NO_INO
+        for key, _ in self._btree.scan(b"", b"\xff" * 9):
+            ino, _, _ = keys.split_key(key)
+            if ino != last:
+                last = ino
+                yield ino
+
+    def _check_absent(self, ino: Ino, old: BTree | None) -> None:
+        start, stop = keys.inode_key(ino), keys.inode_key(Ino(ino + 1))
+        for _ in self._btree.scan(start, stop):
+            self._find(18, ino, "has keys but no inode")
+            break
+        links = _links(old, ino) if old is not None else []
+        for parent, name in links:
+            value = self._btree.get(keys.dentry_key(parent, name))
+            if value is not None and decode_dentry(value)[0] == ino:
+                self._find(6, parent, f"entry {name!r} leads to inode {ino}, which is missing")
+
+    def _check_inode(self, ino: Ino, inode: InodeRecord) -> None:
+        if stat.S_IFMT(inode.mode) not in _KNOWN_TYPES:
+            self._find(18, ino, f"mode {inode.mode:o} has no known type")
+        if ino >= self._frozen.next_ino:
+            self._find(10, ino, f"the next one is {self._frozen.next_ino}")
+        if self._sealed and stat.S_ISREG(inode.mode) and len(inode.sha256) != 32:
+            self._find(17, ino, "SHA-256 is missing")
+        subdirectories = self._check_entries(ino, inode)
+        self._check_links(ino, inode, subdirectories)
+        self._check_extents(ino, inode)
+
+    def _check_entries(self, ino: Ino, inode: InodeRecord) -> int:
+        dentries = list(self._btree.scan(*_range(ino, keys.DENTRY)))
+        positions = dict(self._btree.scan(*_range(ino, keys.DIR_INDEX)))
+        if not stat.S_ISDIR(inode.mode):
+            if dentries or positions:
+                self._find(18, ino, "has entries, but is no directory")
+            return 0
+        subdirectories = 0
+        for key, value in dentries:
+            name = key[keys.PREFIX_SIZE :]
+            child, seq, kind = decode_dentry(value)
+            if seq >= inode.next_seq:
+                self._find(10, ino, f"position {seq} of {name!r}, the next one is {inode.next_seq}")
+            if positions.pop(keys.dir_index_key(ino, seq), b"") != encode_dir_index(
+                child, kind, name
+            ):
+                self._find(6, ino, f"entry {name!r} has no position {seq}")
+            target = _inode(self._btree, child)
+            if target is None:
+                self._find(6, ino, f"entry {name!r} leads to inode {child}, which is missing")
+                continue
+            if stat.S_IFMT(target.mode) >> 12 != kind:
+                self._find(6, ino, f"entry {name!r} has the wrong type")
+            if self._btree.get(keys.link_key(child, ino, name)) is None:
+                self._find(6, ino, f"entry {name!r}: inode {child} does not know that name")
+            subdirectories += stat.S_ISDIR(target.mode)
+        for key in positions:
+            self._find(6, ino, f"position {keys.number_at_end(key)} has no entry")
+        if inode.size != len(dentries):
+            self._find(7, ino, f"size {inode.size}, but {len(dentries)} entries")
+        return subdirectories
+
+    def _check_links(self, ino: Ino, inode: InodeRecord, subdirectories: int) -> None:
+        links = _links(self._btree, ino)
+        for parent, name in links:
+            value = self._btree.get(keys.dentry_key(parent, name))
+            if value is None or decode_dentry(value)[0] != ino:
+                self._find(6, ino, f"is not {name!r} in inode {parent}")
+        is_orphan = self._btree.get(keys.orphan_key(ino)) is not None
+        if is_orphan and self._sealed:
+            self._find(11, ino, "is an orphan in a sealed tree")
+        if is_orphan != (inode.nlink == 0):
+            self._find(11, ino, f"nlink {inode.nlink}, listed as an orphan: {is_orphan}")
+        if stat.S_ISDIR(inode.mode):
+            names = 0 if ino == TOP_INO or is_orphan else 1
+            expected = 0 if is_orphan else 2 + subdirectories
+            if len(links) != names or inode.nlink != expected:
+                self._find(7, ino, f"directory has {len(links)} names, nlink {inode.nlink}")
+        elif inode.nlink != len(links):
+            self._find(7, ino, f"nlink {inode.nlink}, but {len(links)} names")
+
+    def _check_extents(self, ino: Ino, inode: InodeRecord) -> None:
+        stop = allocated = 0
+        for key, value in self._btree.scan(*_range(ino, keys.EXTENT)):
+            extent = decode_extent(keys.number_at_end(key), value)
+            where = f"extent at {extent.offset}"
+            if extent.offset < stop or extent.length < 1:
+                self._find(8, ino, f"{where} overlaps the one before, or is empty")
+            stop = max(stop, extent.stop)
+            allocated += extent.length
+            if extent.block:
+                record = self._blocks.get(extent.block)
+                if record is None:
+                    if extent.block < self._store.payload.next_block:
+                        self._find(4, ino, f"{where}: block {extent.block} is missing")
+                elif extent.block_offset + extent.length > record.size:
+                    self._find(8, ino, f"{where} reaches past block {extent.block}")
+        has_content = stat.S_ISREG(inode.mode) or stat.S_ISLNK(inode.mode)
+        if stop and (not has_content or stop > inode.size):
+            self._find(8, ino, f"extents end at {stop}, the file at {inode.size}")
+        if stat.S_ISREG(inode.mode) and allocated != inode.allocated:
+            self._find(9, ino, f"{allocated} bytes are covered, not {inode.allocated}")
+        if stat.S_ISLNK(inode.mode) and allocated != inode.size:
+            self._find(9, ino, f"target has {allocated} bytes, not {inode.size}")
+
+    def _check_orphan_list(self) -> None:
+        orphans = list(self._btree.scan(*_range(keys.NO_INO, keys.ORPHAN)))
+        for key, _ in orphans:
+            ino = Ino(keys.number_at_end(key))
+            inode = _inode(self._btree, ino)
+            if inode is None or inode.nlink:
+                self._find(11, ino, "is listed as an orphan, but is none")
+        if orphans and self._root_id not in self._store.unfinished_roots():
+            self._find(16, None, "has orphans, but is not listed")
+
+
+_KNOWN_TYPES: Final = frozenset(
+    {
+        stat.S_IFREG,
+        stat.S_IFDIR,
+        stat.S_IFLNK,
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+    }
+)
+
+
+def _range(ino: Ino, kind: int) -> tuple[bytes, bytes]:
+    return keys.prefix(ino, kind), keys.prefix(ino, kind + 1)
+
+
+def _inode(btree: BTree, ino: Ino) -> InodeRecord | None:
+    value = btree.get(keys.inode_key(ino))
+    return None if value is None else INODE.decode(value)
+
+
+def _file_size(inode: InodeRecord | None) -> int:
+    return inode.size if inode is not None and stat.S_ISREG(inode.mode) else 0
+
+
+def _links(btree: BTree, ino: Ino) -> list[tuple[Ino, bytes]]:
+    found = []
+    for key, _ in btree.scan(*_range(ino, keys.LINK)):
+        rest = key[keys.PREFIX_SIZE :]
+        found.append((Ino(int.from_bytes(rest[:8], "big")), rest[8:]))
+    return found
