@@ -117,6 +117,7 @@ class _Check:
         self._checked = 0
         self._nodes: set[NodeId] = set()
         self._blocks: dict[BlockId, BlockRecord] = {}
+        self._due: set[RootId] = set()
 
     def _find(self, number: int, subject: str, text: str) -> None:
         self._findings.append(Finding(number, subject, text))
@@ -230,7 +231,9 @@ class _Check:
             self._check_name(subject, agent.name, agent=True)
             self._own(owned, subject, agent.head, RootKind.HEAD, agent.agent_id, "")
             if agent.superseded:
+                # Its backup is due: a head that still has the slot, but is shown no more.
                 owned[agent.superseded] = subject
+                self._due.add(agent.superseded)
             labels: dict[str, str] = {}
             for version in store.versions(agent.agent_id):
                 where = f"version {agent.name}@{version.label}"
@@ -296,7 +299,7 @@ class _Check:
                 self._find(16, subject, f"{root.state.name.lower()}, but not listed")
             if not passing and root_id not in owned:
                 self._find(13, subject, "nothing names it")
-            if root.slot and not passing:
+            if root.slot and not passing and root_id not in self._due:
                 if root.slot in slots:
                     self._find(13, subject, f"has the slot of root {slots[root.slot]}")
                 slots[root.slot] = root_id
