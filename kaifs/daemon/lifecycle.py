@@ -54,6 +54,8 @@ TERM_TIMEOUT_S: Final = 5.0
 """Seconds for a hung daemon to end by itself once its connection has been aborted."""
 
 _PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
+_started: Final[list["subprocess.Popen[bytes]"]] = []
+"""Daemons that this process started, to be reaped if they end before it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ def umount(
         return Unmounted(mountpoint, has_ended=False)
     if not wait_end(info.process, END_TIMEOUT_S) or lock_owner(store / LOCK_NAME) is not None:
         raise DaemonError(f"{store}: process {info.pid} does not end")
+    _reap()
     return Unmounted(mountpoint, has_ended=True)
 
 
@@ -189,6 +192,7 @@ def _check_unserved(store: Path) -> None:
 
 def _start(store: Path, mountpoint: Path, options: str) -> None:
     """Start the daemon and return when it says that the mount answers."""
+    _reap()
     ours, theirs = os.pipe()
     with open(ours, "rb") as ready:
         environment = dict(os.environ)
@@ -218,8 +222,11 @@ def _start(store: Path, mountpoint: Path, options: str) -> None:
     if isinstance(message, Failure):
         process.wait()
         raise error_of(message)
-    # It stays, and is not ours to wait for: without this the interpreter warns.
-    process.returncode = 0
+    _started.append(process)
+
+
+def _reap() -> None:
+    _started[:] = [process for process in _started if process.poll() is None]
 
 
 # --- what others left ---------------------------------------------------------------------

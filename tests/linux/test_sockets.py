@@ -1,0 +1,35 @@
+"""Local sockets."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from kaifs.linux.sockets import connect_to, listen_at, peer_of
+
+
+def test_paths_longer_than_an_address_work_both_ways(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 200)
+    folder.mkdir()
+
+    with listen_at(folder / "s", 0o600) as listener, connect_to(folder / "s", 5) as ours:
+        theirs, _ = listener.accept()
+        with theirs:
+            peer = peer_of(theirs)
+            ours.sendall(b"hello")
+            assert theirs.recv(5) == b"hello"
+
+    assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.getuid(), os.getgid())
+
+
+def test_a_stale_socket_is_recognised_and_replaced(tmp_path: Path) -> None:
+    listen_at(tmp_path / "s", 0o600).close()
+    with pytest.raises(ConnectionRefusedError):
+        connect_to(tmp_path / "s", 5)
+
+    with listen_at(tmp_path / "s", 0o660), connect_to(tmp_path / "s", 5) as connection:
+        assert connection.family is socket.AF_UNIX
+
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o660
+    assert os.listdir(tmp_path) == ["s"]
