@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ class MountedStore:
         self._answer()
 
     @property
+    def is_running(self) -> bool:
+        """Whether the server has not ended."""
+        return self._process.poll() is None
+
+    @property
     def current(self) -> Path:
         """The writable view of the agent."""
         return self.mountpoint / "bot/current"
@@ -51,6 +57,16 @@ class MountedStore:
         answer = self._answer()
         assert not isinstance(answer, dict), answer
         return answer
+
+    def ask_until(self, expected: object, command: str, *arguments: str) -> None:
+        """Ask again until the answer is *expected*: FORGETs come when the kernel likes.
+
+        Raises:
+            AssertionError: it never is.
+        """
+        until = time.monotonic() + 5
+        while (answer := self.ask(command, *arguments)) != expected:
+            assert time.monotonic() < until, f"{command}: {answer}, not {expected}"
 
     def seal(self, label: str) -> Path:
         """Seal what is written, and return the version's folder."""
@@ -94,10 +110,27 @@ def mount_store(tmp_path: Path) -> Iterator[Callable[..., MountedStore]]:
 
     yield mount
     for one in mounted:
-        one.end()
+        if one.is_running:
+            one.end()
 
 
 @pytest.fixture
 def mounted(mount_store: Callable[..., MountedStore]) -> MountedStore:
     """The test's store, mounted."""
     return mount_store()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+    """One mount for all tests of a module that only need a place to work in."""
+    one = MountedStore(tmp_path_factory.mktemp("shared"), {})
+    yield one
+    one.end()
+
+
+@pytest.fixture
+def folder(shared: MountedStore, request: pytest.FixtureRequest) -> Path:
+    """A new folder in the shared mount's `current`."""
+    place: Path = shared.current / request.node.name[:200].replace("/", "_")
+    place.mkdir()
+    return place

@@ -74,6 +74,8 @@ class Server:
                 self.actions.discard(*arguments)
             case "remove":
                 self.actions.remove_version(*arguments)
+            case "is-forgotten":
+                return int(arguments[0]) in self.forgotten
             case "forgotten":
                 return [int(root) for root in self.forgotten]
             case "head":
