@@ -1,10 +1,9 @@
 """Compare two trees. Exit status: 0 the same, 1 different, 2 trouble."""
 
 import argparse
-import sys
 from typing import Any
 
-from kaifs.cli.output import coloured, print_json
+from kaifs.cli.output import coloured, print_json, write_bytes
 from kaifs.cli.session import call
 
 _DIFFERENT = 1
@@ -41,8 +40,14 @@ def run(args: argparse.Namespace) -> int:
     params = Params(old=args.old, new=args.new, style=args.style)
     patch = bytearray()
     is_patch = args.style == "patch"
-    take = patch.extend if args.json else sys.stdout.buffer.write
-    found = call(args, "diff", params, on_output=take if is_patch or not args.json else None)
+
+    def take(payload: bytes) -> None:
+        if not args.json:
+            write_bytes(payload)
+        elif is_patch:
+            patch.extend(payload)
+
+    found = call(args, "diff", params, on_output=take)
     if args.json:
         document: dict[str, Any] = {"isDifferent": found.is_different, "changes": found.changes}
         if is_patch:
@@ -50,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
         print_json(document)
     elif args.style == "stat":
         _print_stat(found.changes)
-    sys.stdout.flush()
     return _DIFFERENT if found.is_different else 0
 
 

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(found)
     else:
         for finding in found.findings:
-            print(f"{FAILED} {finding.invariant}: {finding.text}")
+            print(f"{FAILED} I{finding.number} {finding.subject}: {finding.text}")
         if not found.findings:
             say(args, f"{DONE} Clean")
     return _FINDINGS if found.findings else 0

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = _VerbParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--store", metavar="PATH", help="the store (default: $KAIFS_STORE)")
     common.add_argument("--json", action="store_true", help="print one JSON document")
     common.add_argument("-q", "--quiet", action="store_true", help="print only what was asked for")

@@ -1,9 +1,8 @@
 """Print the canonical manifest. Its SHA-256 is the version's hash."""
 
 import argparse
-import sys
 
-from kaifs.cli.output import print_json
+from kaifs.cli.output import print_json, write_bytes
 from kaifs.cli.session import call
 
 
@@ -22,6 +21,5 @@ def run(args: argparse.Namespace) -> int:
         found = call(args, "manifest", params, on_output=text.extend)
         print_json({"hash": found.hash, "manifest": text.decode("ascii")})
     else:
-        call(args, "manifest", params, on_output=sys.stdout.buffer.write)
-        sys.stdout.buffer.flush()
+        call(args, "manifest", params, on_output=write_bytes)
     return 0

@@ -24,6 +24,11 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+def write_bytes(payload: bytes) -> None:
+    """Write *payload* to stdout as it is."""
+    sys.stdout.buffer.write(payload)
+
+
 def say(args: argparse.Namespace, text: str) -> None:
     """Print what a person reads on the way: on stdout, on stderr beside JSON, not if quiet."""
     if not args.quiet:

@@ -42,7 +42,7 @@ from kaifs.control.messages import (
 )
 from kaifs.linux.sockets import Peer, peer_of
 from kaifs.service.context import Caller, Context
-from kaifs.service.steps import End, Flush, Item, Output, Progress, Want
+from kaifs.service.steps import Commit, End, Flush, Item, Output, Progress, Want
 from kaifs.service.verbs import VERBS, Verb
 
 log = logging.getLogger(__name__)
@@ -235,6 +235,8 @@ class _Conversation:
                         answer = await anext(aiter(items), None)
                     case Flush():
                         await self._services.barrier()
+                    case Commit():
+                        await self._services.commit()
                     case Progress():
                         await self._tell(step)
                     case Output(payload=payload):

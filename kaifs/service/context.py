@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kaifs.base.errors import AccessDeniedError
@@ -16,6 +16,7 @@ from kaifs.base.types import RootId
 from kaifs.meta.records import AgentRecord, InodeRecord
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
+from kaifs.tree.manifest import Manifests
 from kaifs.tree.tree import Tree
 
 READ = 4
@@ -40,6 +41,8 @@ class Context:
     caller: Caller
     mountpoint: Path | None = None
     """Where the whole store is mounted, if it is."""
+    manifests: Manifests = field(default_factory=Manifests)
+    """Keeps what was rendered; a process that runs many verbs shares one among them."""
 
     def owns_store(self) -> bool:
         """Return whether the caller may do everything."""
@@ -97,11 +100,11 @@ class Context:
     @contextmanager
     def frozen(self, root: RootId) -> Iterator[Tree]:
         """Lend the tree of *root* as it is now: later changes and gc do not touch it. O(1)."""
-        clone = self.store.clone_root(self.store.root(root)).root_id
+        clone = self.forest.clone(self.forest.tree(root))
         try:
-            yield self.forest.tree(clone)
+            yield clone
         finally:
-            self.store.drop_root(clone)
+            self.forest.drop(clone.root.root_id)
 
 
 def _may_read(caller: Caller, inode: InodeRecord) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from kaifs.service.context import Caller, Context
-from kaifs.service.steps import OnOutput, OnProgress, Output, Progress, Source, Want
+from kaifs.service.steps import Commit, OnOutput, OnProgress, Output, Progress, Source, Want
+from kaifs.service.switching import finish_due_backups
 from kaifs.service.verbs import VERBS, Verb
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
@@ -32,7 +33,10 @@ def run_embedded(
     found = VERBS[verb]
     store = Store.open(store_path)
     try:
-        context = Context(store, Forest(store), Caller(os.getuid(), os.getgid()))
+        forest = Forest(store)
+        forest.recover()
+        context = Context(store, forest, Caller(os.getuid(), os.getgid()))
+        finish_due_backups(context)
         result = run(context, found, params, source, on_progress, on_output)
         if found.changes:
             store.commit()
@@ -63,6 +67,8 @@ def run(
                     assert source is not None, "the verb wants a source"
                     # None tells the verb that the source ended before its End.
                     answer = next(source, None)
+                case Commit():
+                    context.store.commit()
                 case Progress() if on_progress is not None:
                     on_progress(step)
                 case Output(payload=payload) if on_output is not None:

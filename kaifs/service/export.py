@@ -51,7 +51,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     target = resolve(context.store, params.reference)
     context.require_content(target.agent, target.root)
     with context.frozen(target.root) as tree:
-        total = tree.bytes
+        total = tree.root.size
         files = -1
         size = 0
         batch = bytearray()
@@ -94,19 +94,26 @@ def _entry(tree: Tree, found: WalkEntry) -> Entry:
         rdev=inode.rdev,
         atime_ns=inode.atime_ns,
         mtime_ns=inode.mtime_ns,
-        xattrs=tuple((name, tree.getxattr(found.ino, name)) for name in tree.listxattr(found.ino)),
+        xattrs=tuple(tree.xattrs(found.ino).items()),
         target=tree.readlink(found.ino) if stat.S_ISLNK(inode.mode) else b"",
         link=(0, found.ino) if is_linked else None,
     )
 
 
 def _data(tree: Tree, found: WalkEntry) -> Iterator[Data]:
-    offset = 0
-    while offset < found.inode.size:
-        start = tree.seek_data(found.ino, offset)
-        if start is None or start >= found.inode.size:
-            return
-        stop = min(tree.seek_hole(found.ino, start), found.inode.size)
-        for piece in range(start, stop, CHUNK_SIZE):
-            yield Data(piece, tree.read(found.ino, piece, min(CHUNK_SIZE, stop - piece)))
-        offset = stop
+    for start, stop in _data_ranges(tree, found.ino):
+        for offset in range(start, stop, CHUNK_SIZE):
+            yield Data(offset, tree.read(found.ino, offset, min(CHUNK_SIZE, stop - offset)))
+
+
+def _data_ranges(tree: Tree, ino: Ino) -> Iterator[tuple[int, int]]:
+    """Yield the half-open ranges of a file that are not holes, adjoining extents as one."""
+    start = stop = 0
+    for extent in tree.content.extents(ino):
+        if extent.offset != stop:
+            if stop > start:
+                yield start, stop
+            start = extent.offset
+        stop = extent.stop
+    if stop > start:
+        yield start, stop

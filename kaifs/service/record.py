@@ -8,8 +8,9 @@ list is not in them, `show --json` renders it.
 
 `configChecksum` is the SHA-256 of the manifest's lines of regular files that
 are configuration by their name (`*.toml *.yaml *.yml *.json *.ini *.cfg
-*.conf`, at any depth); `agentStateChecksum` of those below a top-level `state`
-or `memory` folder. No such file: the SHA-256 of nothing. `dependencies` is
+*.conf`, at any depth), each behind its folder's path (`./etc/app.toml type=…`);
+`agentStateChecksum` of those below a top-level `state` or `memory` folder. No
+such file: the SHA-256 of nothing. `dependencies` is
 empty: nothing is read from the agent's files yet.
 """
 
@@ -26,7 +27,7 @@ from kaifs.base.errors import ArgumentValueError, StoreDamagedError
 SnapshotType = Literal["auto", "manual", "rollback", "release"]
 
 CONFIG_SUFFIXES: Final = (b".toml", b".yaml", b".yml", b".json", b".ini", b".cfg", b".conf")
-STATE_FOLDERS: Final = (b"./state/", b"./memory/")
+STATE_FOLDERS: Final = (b"state", b"memory")
 DEFAULT_AUTHOR: Final = "system"
 """Source: specification, createVersion."""
 _TEXT_MAX: Final = 65536
@@ -130,12 +131,17 @@ def record_hash(record: bytes) -> str:
 def state_checksums(manifest: bytes) -> tuple[str, str]:
     """Return `agentStateChecksum` and `configChecksum` of the tree with *manifest*."""
     state, config = sha256(), sha256()
+    folders: list[bytes] = []
     for line in manifest.splitlines(keepends=True):
-        path, _, rest = line.partition(b" ")
-        if b"type=file" not in rest:
-            continue
-        if path.startswith(STATE_FOLDERS):
-            state.update(line)
-        if path.endswith(CONFIG_SUFFIXES):
-            config.update(line)
+        name, _, attributes = line.partition(b" ")
+        if name == b"..\n":
+            folders.pop()
+        elif attributes.startswith(b"type=dir"):
+            folders.append(name)
+        elif attributes.startswith(b"type=file"):
+            located = b"/".join([*folders, line])
+            if folders[1:2] and folders[1] in STATE_FOLDERS:
+                state.update(located)
+            if name.endswith(CONFIG_SUFFIXES):
+                config.update(located)
     return state.hexdigest(), config.hexdigest()

@@ -88,7 +88,11 @@ class Flush(msgspec.Struct, frozen=True, array_like=True, tag="flush"):
     """
 
 
-Step: TypeAlias = Progress | Output | Want | Flush
+class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
+    """The verb needs what it has changed so far to be durable before it goes on."""
+
+
+Step: TypeAlias = Progress | Output | Want | Flush | Commit
 Source: TypeAlias = Iterator[Item]
 OnProgress: TypeAlias = Callable[[Progress], None]
 OnOutput: TypeAlias = Callable[[bytes], None]

@@ -2,7 +2,8 @@
 
 What is equal already (type, mode, owner, modification time, attributes and the
 SHA-256 of the content) keeps its inode, and so its nodes and blocks stay shared
-with the tree that this one was cloned from. Access times of such files are
+with the tree that this one was cloned from. What is new goes straight into
+canonical blocks: a seal need not read it again. Access times of such files are
 left alone: reading the source changes them.
 """
 
@@ -12,14 +13,15 @@ import stat
 from dataclasses import dataclass
 from typing import Final
 
-from kaifs.base.digest import sha256
-from kaifs.base.errors import ChecksumMismatchError, SourceError
+from kaifs.base.digest import Sha256, sha256
+from kaifs.base.errors import SourceError
 from kaifs.base.types import TOP_INO, Ino
 from kaifs.meta.records import InodeRecord
 from kaifs.service.steps import Data, End, Entry, Item
+from kaifs.tree.seal import ExtentWriter
 from kaifs.tree.tree import AttributeChange, Tree
 
-_COMPARE_SIZE: Final = 1 << 20
+_ZEROS: Final = bytes(1 << 20)
 
 
 @dataclass(slots=True)
@@ -38,9 +40,10 @@ class _File:
 
     ino: Ino
     entry: Entry
-    before: InodeRecord
-    is_same: bool
-    """Whether the tree's bytes [0, position) and the stream's are equal and nothing was written."""
+    before: bytes
+    """SHA-256 of what the tree has; empty if that is not known."""
+    digest: Sha256
+    writer: ExtentWriter
     position: int = 0
 
 
@@ -104,7 +107,8 @@ class TreeSync:
         if kind == stat.S_IFDIR:
             self._enter(ino, entry)
         elif kind == stat.S_IFREG:
-            self._file = _File(ino, entry, self._tree.inode(ino), is_same=not is_new)
+            before = b"" if is_new else self._tree.inode(ino).sha256
+            self._file = _File(ino, entry, before, sha256(), ExtentWriter(self._tree))
         else:
             self._attributes(ino, entry)
 
@@ -119,10 +123,12 @@ class TreeSync:
                     self._linked.add(existing)
                 return existing, False
             self._remove(parent, name)
+        tree = self._tree
         owner = (entry.uid, entry.gid, self._now_ns)
         if stat.S_ISLNK(entry.mode):
-            return self._tree.symlink(parent, name, entry.target, *owner), True
-        return self._tree.make(parent, name, entry.mode, *owner, rdev=entry.rdev), True
+            return tree.symlink(parent, name, entry.target, *owner, inherit=False), True
+        ino = tree.make(parent, name, entry.mode, *owner, rdev=entry.rdev, inherit=False)
+        return ino, True
 
     def _is_reusable(self, ino: Ino, inode: InodeRecord, entry: Entry) -> bool:
         """Return whether the inode can become *entry* without being made anew."""
@@ -171,53 +177,28 @@ class TreeSync:
         if file is None or data.offset < file.position or stop > file.entry.size:
             raise SourceError("items out of order")
         self.size += len(data.payload)
-        if file.is_same and not self._holds(file, data):
-            self._diverge(file)
-        if not file.is_same:
-            self._tree.write(file.ino, data.offset, data.payload, self._now_ns)
+        _hash_zeros(file.digest, data.offset - file.position)
+        file.digest.update(data.payload)
         file.position = stop
-
-    def _holds(self, file: _File, data: Data) -> bool:
-        """Return whether the tree has *data*, and nothing in the hole before it."""
-        before = file.before
-        size = len(data.payload)
-        if size == before.size and before.sha256:
-            return sha256(data.payload).digest() == before.sha256
-        if data.offset + size > before.size:
-            return False
-        try:
-            return (
-                self._is_zero(file.ino, file.position, data.offset)
-                and self._tree.read(file.ino, data.offset, size) == data.payload
-            )
-        except ChecksumMismatchError:
-            # The old version is damaged here; the new one gets the good bytes.
-            return False
-
-    def _is_zero(self, ino: Ino, start: int, stop: int) -> bool:
-        while start < stop:
-            size = min(stop - start, _COMPARE_SIZE)
-            if any(self._tree.read(ino, start, size)):
-                return False
-            start += size
-        return True
-
-    def _diverge(self, file: _File) -> None:
-        """From here on the stream's bytes are written: drop the tree's."""
-        self._tree.truncate(file.ino, file.position, self._now_ns)
-        file.is_same = False
+        is_whole = len(data.payload) == file.entry.size
+        if is_whole and file.digest.digest() == file.before:
+            # The usual case of an import of a second version: nothing to store, and the
+            # block store need not be asked.
+            return
+        file.writer.feed(data.offset, data.payload)
 
     def _finish_file(self) -> None:
         file = self._file
         if file is None:
             return
         size = file.entry.size
-        if file.is_same and not (
-            file.before.size == size and self._is_zero(file.ino, file.position, size)
-        ):
-            self._diverge(file)
-        if not file.is_same and self._tree.inode(file.ino).size != size:
-            self._tree.truncate(file.ino, size, self._now_ns)
+        _hash_zeros(file.digest, size - file.position)
+        digest = file.digest.digest()
+        # The blocks of an equal file that came in several pieces were found in the store and
+        # not put again, so leaving the tree's extents is all there is to do.
+        if digest != file.before:
+            self._tree.set_content(file.ino, file.writer.finish(), size, digest)
+            self._tree.set_attributes(file.ino, AttributeChange(), self._now_ns)
         self._attributes(file.ino, file.entry)
         self._file = None
 
@@ -225,7 +206,7 @@ class TreeSync:
         """Give the inode the entry's attributes where they differ."""
         tree = self._tree
         wanted = dict(entry.xattrs)
-        held = {name: tree.getxattr(ino, name) for name in tree.listxattr(ino)}
+        held = tree.xattrs(ino)
         for name in held.keys() - wanted.keys():
             tree.removexattr(ino, name, self._now_ns)
         for name, value in wanted.items():
@@ -241,3 +222,10 @@ class TreeSync:
                 mode=entry.mode, atime_ns=entry.atime_ns, mtime_ns=entry.mtime_ns
             )
             tree.set_attributes(ino, change, self._now_ns)
+
+
+def _hash_zeros(digest: Sha256, count: int) -> None:
+    while count > 0:
+        step = min(count, len(_ZEROS))
+        digest.update(memoryview(_ZEROS)[:step])
+        count -= step

@@ -1,0 +1,86 @@
+"""Show the store, its daemon, its mounts, and what takes the space."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from kaifs.cli.output import coloured, format_age, format_size, print_json, table
+from kaifs.cli.session import call, find_daemon, store_path
+
+if TYPE_CHECKING:
+    from kaifs.control.info import DaemonInfo
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show them."""
+    from kaifs.service.status import Params
+
+    info = find_daemon(store_path(args.store))
+    found = call(args, "status", Params())
+    daemon, mounts = _daemon(info)
+    if args.json:
+        print_json({"store": found.store, "daemon": daemon, "mounts": mounts, "space": found.space})
+        return 0
+    state = "changes not on disk yet" if found.store.is_dirty else "all on disk"
+    _line("Store", f"{found.store.path} (format {found.store.format_version}, {state})")
+    if daemon is None:
+        _line("Daemon", "none")
+    else:
+        uptime = format_age(daemon["uptime"])
+        _line("Daemon", f"pid {daemon['pid']}, supervisor {daemon['supervisorPid']}, up {uptime}")
+    for mount in mounts:
+        agent = f", agent {mount['agent']}" if mount["agent"] else ""
+        _line("Mount", f"{mount['mountpoint']} ({mount['transport']}{agent}; {mount['options']})")
+    space = found.space
+    _line(
+        "Space",
+        f"{format_size(space.logical)} logical, {format_size(space.stored)} stored, "
+        f"{format_size(space.unique)} unique",
+    )
+    if space.agents:
+        print()
+        print(table([("TREE", "LOGICAL", "UNIQUE"), *_rows(space.agents)]))
+    return 0
+
+
+def _daemon(info: DaemonInfo | None) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    if info is None:
+        return None, []
+    from kaifs.base.clock import SystemClock
+
+    uptime = (SystemClock().now_ns() - info.started_ns) / 1e9
+    daemon = {"pid": info.pid, "supervisorPid": info.supervisor_pid, "uptime": round(uptime, 3)}
+    mounts = [
+        {
+            "mountpoint": mount.mountpoint,
+            "transport": mount.transport,
+            "agent": mount.agent,
+            "options": mount.options,
+        }
+        for mount in info.mounts
+    ]
+    return daemon, mounts
+
+
+def _rows(agents: Any) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for agent in agents:
+        rows.append((agent.agent, format_size(agent.logical), format_size(agent.unique)))
+        rows += [
+            (
+                f"{agent.agent}@{version.version}",
+                format_size(version.logical),
+                format_size(version.unique),
+            )
+            for version in agent.versions
+        ]
+    return rows
+
+
+def _line(name: str, text: str) -> None:
+    print(coloured(f"{name}:".ljust(10), "bold") + text)

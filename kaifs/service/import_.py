@@ -1,0 +1,141 @@
+"""Makes a sealed version from items that the caller's process reads from a folder.
+
+The items are laid over a clone of the agent's newest version, so that what has
+not changed is shared with it. Nothing shows before all is there: then agent,
+version and, for an agent's first version, current change at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import msgspec
+
+from kaifs.base.errors import SourceError
+from kaifs.base.label import parse_label
+from kaifs.meta.records import AgentRecord, RootState, VersionRecord
+from kaifs.service.context import Context
+from kaifs.service.record import Description
+from kaifs.service.sealing import MadeVersion, add_version, made_version, seal_tree, version_tree
+from kaifs.service.steps import Item, Progress, Step, Total, Want
+from kaifs.service.tree_sync import TreeSync
+from kaifs.store.registry import check_agent_name
+from kaifs.tree.seal import SealedTree
+from kaifs.tree.tree import Tree
+
+_PROGRESS_SIZE = 4 << 20
+_PROGRESS_FILES = 256
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """What the version is called."""
+
+    agent: str
+    """Made if there is none."""
+    label: str
+    description: Description = Description()
+
+
+Result = MadeVersion
+
+
+def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
+    """Import a folder.
+
+    Raises:
+        BadNameError, BadLabelError, VersionExistsError, ArgumentValueError: before anything
+            of the source is asked for.
+        SourceError: the source ended early or makes no sense.
+        AccessDeniedError: the agent, or the store, is not the caller's.
+    """
+    params.description.check()
+    check_agent_name(params.agent)
+    agent = _checked_agent(context, params)
+    newest = _newest(context, agent)
+    tree = _start(context, newest)
+    try:
+        yield from _take_items(context, tree)
+        sealed = yield from seal_tree(context, tree, version_tree(context, newest))
+        # No step from here on: what follows shows at once or not at all.
+        return _publish(context, params, tree, sealed)
+    finally:
+        if context.store.has_root(tree.root.root_id) and tree.root.state is RootState.BUILDING:
+            context.forest.drop(tree.root.root_id)
+
+
+def _checked_agent(context: Context, params: Params) -> AgentRecord | None:
+    parse_label(params.label)
+    agent = context.store.find_agent(params.agent)
+    if agent is None:
+        context.require_maker()
+    else:
+        context.require_owner(agent)
+        context.store.check_new_label(agent, params.label)
+    return agent
+
+
+def _newest(context: Context, agent: AgentRecord | None) -> VersionRecord | None:
+    versions = [] if agent is None else context.store.versions(agent.agent_id)
+    return versions[-1] if versions else None
+
+
+def _start(context: Context, newest: VersionRecord | None) -> Tree:
+    """Return a tree of nobody to lay the items over."""
+    if newest is not None:
+        return context.forest.clone(context.forest.tree(newest.root))
+    caller = context.caller
+    return context.forest.new_tree(0o755, caller.uid, caller.gid)
+
+
+def _take_items(context: Context, tree: Tree) -> Generator[Step, Item | None, None]:
+    sync = TreeSync(tree, context.store.clock.now_ns())
+    total = 0
+    told_size = told_files = 0
+    while not sync.is_complete:
+        item = yield Want()
+        if item is None:
+            raise SourceError("the source ended early")
+        if isinstance(item, Total):
+            total = item.size
+        sync.take(item)
+        if sync.size - told_size >= _PROGRESS_SIZE or sync.files - told_files >= _PROGRESS_FILES:
+            told_size, told_files = sync.size, sync.files
+            yield Progress(sync.size, total, "bytes", "importing")
+    yield Progress(sync.size, sync.size, "bytes", "importing")
+
+
+def _publish(context: Context, params: Params, tree: Tree, sealed: SealedTree) -> MadeVersion:
+    store = context.store
+    # Looked up again: a mount may have been used meanwhile.
+    agent = _checked_agent(context, params)
+    if agent is None:
+        store.set_root_state(tree.root, RootState.WRITABLE)
+        caller = context.caller
+        agent = store.add_agent(params.agent, caller.uid, caller.gid, tree.root)
+    elif not agent.version and not _has_files(context, agent):
+        old = agent.head
+        agent = store.switch_head(agent, tree.root, "")
+        store.set_root_state(store.root(old), RootState.SUPERSEDED)
+    parent = _parent(context, agent, params.label)
+    version = add_version(context, agent, params.label, sealed, params.description, parent)
+    is_current = agent.head == tree.root.root_id
+    if is_current:
+        agent = store.get_agent(agent.name)
+        store.put_agent(msgspec.structs.replace(agent, version=version.label))
+    return made_version(agent, version, parent, is_current=is_current)
+
+
+def _has_files(context: Context, agent: AgentRecord) -> bool:
+    """Whether somebody has put something into an agent that has no version yet."""
+    return context.store.root(agent.head).inodes > 1
+
+
+def _parent(context: Context, agent: AgentRecord, label: str) -> VersionRecord | None:
+    """Return the version that comes before *label* by precedence."""
+    wanted = parse_label(label)
+    below = [
+        version
+        for version in context.store.versions(agent.agent_id)
+        if parse_label(version.label) < wanted
+    ]
+    return below[-1] if below else None

@@ -1,0 +1,90 @@
+"""Makes a version from current or from another tree; current moves on to it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Literal
+
+import msgspec
+
+from kaifs.base.label import parse_label
+from kaifs.meta.records import AgentRecord, VersionRecord
+from kaifs.service.context import Context
+from kaifs.service.record import Description
+from kaifs.service.reference import Target, get_agent, resolve
+from kaifs.service.sealing import MadeVersion, add_version, made_version, seal_tree, version_tree
+from kaifs.service.steps import Item, Step
+from kaifs.service.switching import switch_current
+
+_FIRST_LABEL = "0.0.0"
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """What to seal, as what."""
+
+    agent: str
+    label: str | None = None
+    """None grows the label that current is based on by *bump*, until it is free."""
+    bump: Literal["major", "minor", "patch"] = "patch"
+    source: str | None = None
+    """A reference; None is the agent's current."""
+    description: Description = Description()
+
+
+Result = MadeVersion
+
+
+def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
+    """Seal a tree. What current has uncommitted when another tree is sealed becomes a backup.
+
+    Raises:
+        BadLabelError, VersionExistsError: the label cannot be had.
+        KaifsError: as `resolve` and `switch_current`; E105.
+    """
+    store = context.store
+    params.description.check()
+    agent = get_agent(store, params.agent)
+    context.require_owner(agent)
+    label = _label(context, agent, params)
+    target = resolve(store, params.agent if params.source is None else params.source)
+    if params.source is not None:
+        context.require_content(target.agent, target.root)
+    parent = _parent(context, agent, target)
+    source = context.forest.tree(target.root)
+    sealed = yield from seal_tree(context, source, version_tree(context, _base(context, target)))
+    # No step from here to where current has moved on.
+    agent = store.get_agent(agent.name)
+    store.check_new_label(agent, label)
+    version = add_version(context, agent, label, sealed, params.description, parent)
+    if target.root == agent.head:
+        agent = store.get_agent(agent.name)
+        store.put_agent(msgspec.structs.replace(agent, version=label))
+    else:
+        try:
+            yield from switch_current(context, store.get_agent(agent.name), version)
+        except BaseException:
+            store.remove_version(agent.agent_id, label)
+            raise
+    return made_version(agent, version, parent, is_current=True)
+
+
+def _label(context: Context, agent: AgentRecord, params: Params) -> str:
+    """Return the new version's label, which is free."""
+    if params.label is not None:
+        context.store.check_new_label(agent, params.label)
+        return params.label
+    taken = {parse_label(version.label).core for version in context.store.versions(agent.agent_id)}
+    label = parse_label(agent.version or _FIRST_LABEL).bump(params.bump)
+    while label.core in taken:
+        label = label.bump(params.bump)
+    return label.text
+
+
+def _base(context: Context, target: Target) -> VersionRecord | None:
+    """Return the version that the tree was made from, whose digests it shares."""
+    return target.version or context.store.find_version(target.agent.agent_id, target.label)
+
+
+def _parent(context: Context, agent: AgentRecord, target: Target) -> VersionRecord | None:
+    """Return the version of the same agent that the tree is based on."""
+    return _base(context, target) if target.agent.agent_id == agent.agent_id else None

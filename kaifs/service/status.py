@@ -1,0 +1,125 @@
+"""Tells what a store is and what takes its space."""
+
+from collections.abc import Generator
+
+import msgspec
+
+from kaifs.base.errors import AccessDeniedError
+from kaifs.meta.records import AgentRecord
+from kaifs.service.context import Context
+from kaifs.service.space import own_sizes
+from kaifs.service.steps import Item, Step
+from kaifs.store.superblock import FORMAT_VERSION
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+    """Nothing to choose."""
+
+
+class StoreInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The store itself."""
+
+    path: str
+    format_version: int
+    uuid: str
+    epoch: int
+    """Commits so far."""
+    is_dirty: bool
+    """Whether something is not on disk yet."""
+
+
+class VersionSpace(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What one version takes."""
+
+    version: str
+    logical: int
+    unique: int
+
+
+class AgentSpace(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What one agent takes. All in bytes."""
+
+    agent: str
+    logical: int
+    """Regular files of current, all versions and all snapshots."""
+    unique: int
+    """Stored and reached by this agent alone, by one or several of its trees."""
+    versions: tuple[VersionSpace, ...]
+
+
+class Space(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What all takes, in bytes."""
+
+    logical: int
+    """What the mount shows: regular files of every tree."""
+    stored: int
+    """On disk, index included."""
+    unique: int
+    """Blocks in the segments, each counted once."""
+    agents: tuple[AgentSpace, ...]
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A store's state."""
+
+    store: StoreInfo
+    space: Space
+
+
+def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
+    """Tell a store's state."""
+    del params
+    store = context.store
+    is_dirty = store.is_dirty
+    roots = store.root_ids()
+    by_root = yield from own_sizes(store, {root: root for root in roots})
+    by_agent = yield from own_sizes(store, {root: store.root(root).agent_id for root in roots})
+    agents = tuple(
+        _agent_space(context, agent, by_root, by_agent)
+        for agent in store.agents()
+        if _is_open(context, agent)
+    )
+    space = store.space()
+    return Result(
+        store=StoreInfo(
+            path=str(store.path),
+            format_version=FORMAT_VERSION,
+            uuid=store.uuid,
+            epoch=store.epoch,
+            is_dirty=is_dirty,
+        ),
+        space=Space(
+            logical=sum(agent.logical for agent in agents),
+            stored=space.stored,
+            unique=space.live,
+            agents=agents,
+        ),
+    )
+
+
+def _is_open(context: Context, agent: AgentRecord) -> bool:
+    try:
+        context.require_reader(agent)
+    except AccessDeniedError:
+        return False
+    return True
+
+
+def _agent_space(
+    context: Context, agent: AgentRecord, by_root: dict[int, int], by_agent: dict[int, int]
+) -> AgentSpace:
+    store = context.store
+    versions = store.versions(agent.agent_id)
+    roots = [agent.head, *(snapshot.root for snapshot in store.snapshots(agent.agent_id))]
+    return AgentSpace(
+        agent=agent.name,
+        logical=sum(store.root(root).size for root in roots)
+        + sum(version.size for version in versions),
+        unique=by_agent.get(agent.agent_id, 0),
+        versions=tuple(
+            VersionSpace(
+                version=version.label, logical=version.size, unique=by_root.get(version.root, 0)
+            )
+            for version in reversed(versions)
+        ),
+    )

@@ -1,0 +1,162 @@
+"""Making current show a version: the switch, and the backup of what was uncommitted.
+
+The order matters with a mount: programs may have written what the kernel still
+holds. First the head is switched, then everything written before is flushed into
+the old tree, and only then is that sealed as the backup. While the backup is due
+the agent's record says so, so that a crash in between loses nothing: the next
+open finishes it. An error after the switch switches back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from kaifs.base.errors import ForeignMountError, RollbackValidationError
+from kaifs.base.label import parse_label
+from kaifs.base.types import RootId
+from kaifs.linux.mounts import mounts_below
+from kaifs.meta.records import AgentRecord, RootState, VersionRecord
+from kaifs.service.context import Context
+from kaifs.service.record import Description, decode_record
+from kaifs.service.sealing import add_version, seal_tree, version_tree
+from kaifs.service.steps import Flush, Item, Step
+from kaifs.store.registry import NO_ROOT
+from kaifs.tree.diff import diff
+from kaifs.tree.tree import Tree
+
+_FIRST_LABEL = "0.0.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """What a switch has done."""
+
+    previous: str
+    """Label that current was based on; empty if none."""
+    backup: VersionRecord | None
+    """The version that holds what was uncommitted; None if nothing was."""
+
+
+def switch_current(
+    context: Context, agent: AgentRecord, version: VersionRecord
+) -> Generator[Step, Item | None, Switched]:
+    """Let *agent*'s current show *version*, and seal what current had uncommitted.
+
+    Raises:
+        ForeignMountError: something is mounted inside current.
+        RollbackValidationError: the version is not what its record says.
+    """
+    store = context.store
+    _refuse_foreign_mounts(context, agent)
+    previous, old = agent.version, agent.head
+    clone = context.forest.clone(context.forest.tree(version.root))
+    try:
+        _validate(context, version, clone)
+    except BaseException:
+        context.forest.drop(clone.root.root_id)
+        raise
+    label = backup_label(context, agent)
+    agent = store.switch_head(agent, clone.root, version.label)
+    store.put_agent(replace(agent, backup=label, superseded=old))
+    try:
+        yield Flush()
+        base = store.find_version(agent.agent_id, previous)
+        backup = yield from finish_backup(context, agent.name, base)
+    except BaseException:
+        _switch_back(context, agent.name, old, previous)
+        raise
+    return Switched(previous, backup)
+
+
+def finish_backup(
+    context: Context, name: str, base: VersionRecord | None
+) -> Generator[Step, Item | None, VersionRecord | None]:
+    """Seal the backup that is due for the agent *name*, if it differs from *base*."""
+    store = context.store
+    agent = store.get_agent(name)
+    source = context.forest.tree(agent.superseded)
+    base_tree = version_tree(context, base)
+    backup = None
+    if _is_changed(source, base_tree):
+        sealed = yield from seal_tree(context, source, base_tree)
+        over = "" if base is None else f" over {base.label}"
+        notes = f"What current had uncommitted{over} at a rollback"
+        description = Description(snapshot_type="rollback", notes=notes)
+        backup = add_version(context, agent, agent.backup, sealed, description, base)
+    store.put_agent(replace(store.get_agent(name), backup="", superseded=NO_ROOT))
+    store.set_root_state(source.root, RootState.SUPERSEDED)
+    return backup
+
+
+def finish_due_backups(context: Context) -> None:
+    """Seal every backup that a process left due when it died. For whoever opens a store."""
+    store = context.store
+    for agent in store.agents():
+        if agent.superseded:
+            store.set_root_state(store.root(agent.superseded), RootState.WRITABLE)
+            for _ in finish_backup(context, agent.name, _base_of_due(context, agent)):
+                pass
+
+
+def _base_of_due(context: Context, agent: AgentRecord) -> VersionRecord | None:
+    """Return what the superseded tree was based on: the version that it equals, or the newest.
+
+    The record of the agent names the rollback's target by now.
+    """
+    source = context.forest.tree(agent.superseded)
+    label = parse_label(agent.backup)
+    older = [
+        version
+        for version in context.store.versions(agent.agent_id)
+        if parse_label(version.label) < label
+    ]
+    for version in reversed(older):
+        if not _is_changed(source, version_tree(context, version)):
+            return version
+    return older[-1] if older else None
+
+
+def backup_label(context: Context, agent: AgentRecord) -> str:
+    """Return the next free `NEXTPATCH-rollback.N` of *agent*."""
+    taken = {version.label for version in context.store.versions(agent.agent_id)}
+    following = parse_label(agent.version or _FIRST_LABEL).bump("patch").text
+    number = 1
+    while f"{following}-rollback.{number}" in taken:
+        number += 1
+    return f"{following}-rollback.{number}"
+
+
+def _is_changed(tree: Tree, base: Tree | None) -> bool:
+    if base is None:
+        return tree.root.inodes > 1
+    return next(diff(base, tree), None) is not None
+
+
+def _validate(context: Context, version: VersionRecord, clone: Tree) -> None:
+    """Check in O(1) that *clone* is the sealed tree that the version's record names."""
+    root = context.store.root(version.root)
+    if root.state is not RootState.SEALED or clone.root.top != root.top:
+        raise RollbackValidationError(f"{version.label}: its tree is not sealed")
+    record = decode_record(version.record)
+    if record.hash != version.hash or record.version != version.label:
+        raise RollbackValidationError(f"{version.label}: its record is of another version")
+
+
+def _refuse_foreign_mounts(context: Context, agent: AgentRecord) -> None:
+    if context.mountpoint is None:
+        return
+    foreign = mounts_below(context.mountpoint / agent.name / "current")
+    if foreign:
+        raise ForeignMountError(", ".join(str(mount.mountpoint) for mount in foreign))
+
+
+def _switch_back(context: Context, name: str, old: RootId, previous: str) -> None:
+    store = context.store
+    agent = store.get_agent(name)
+    failed = agent.head
+    agent = replace(agent, backup="", superseded=NO_ROOT)
+    store.switch_head(agent, store.root(old), previous)
+    store.set_root_state(store.root(failed), RootState.SUPERSEDED)
