@@ -103,6 +103,8 @@ class Registry:
         self._roots: dict[RootId, Root] = {}
         self._agent_names: dict[int, str] = {}
         self._least_generation = Generation(0)
+        self.agents_changed_ns = 0
+        """When this process last added or removed an agent, ns since 1970; 0 if it has not."""
         self.on_change: Callable[[Change], None] = lambda change: None
 
     # --- agents ------------------------------------------------------------------------
@@ -157,7 +159,9 @@ class Registry:
         self.next_agent += 1
         agent = AgentRecord(agent_id, name, head.root_id, "", uid, gid, mode, now_ns, now_ns)
         self.own_root(head, RootKind.HEAD, agent_id, "", self.new_slot())
+        self.set_root_state(head, RootState.WRITABLE)
         self.put_agent(agent)
+        self.agents_changed_ns = now_ns
         self.on_change(AgentAdded(agent_id, name))
         return agent
 
@@ -174,6 +178,7 @@ class Registry:
             self.drop_root(agent.superseded)
         self.pending.delete(Table.AGENTS, name.encode())
         self._agent_names.pop(agent.agent_id, None)
+        self.agents_changed_ns = self.clock.now_ns()
         self.on_change(AgentRemoved(agent.agent_id, name))
 
     def _note_change_of(self, agent_id: int) -> AgentRecord | None:
