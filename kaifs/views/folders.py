@@ -77,10 +77,6 @@ class Folders:
         self._changed_ns = owner.st_mtime_ns
         self._manifests: dict[RootId, bytes] = {}
 
-    def touch(self, now_ns: int) -> None:
-        """Note that an agent was made or removed."""
-        self._changed_ns = max(self._changed_ns, now_ns)
-
     def agent(self, number: int) -> AgentRecord:
         """Return the agent with id *number*.
 
@@ -159,8 +155,9 @@ class Folders:
             raise NoEntryError
         shape = self._shape(kind, number)
         node = virtual_node(kind, number)
-        # Folders change with the registry, so their attributes are asked for each time; a
-        # version's record and manifest never change.
+        # Every path walk checks the permissions of each folder on the way, so attributes that
+        # the kernel did not keep would cost it two messages a system call. What a verb changes
+        # is taken out of its cache (see `stale`).
         return Attributes(
             node=node,
             st_ino=virtual_stat_ino(node),
@@ -175,7 +172,7 @@ class Folders:
             mtime_ns=shape.changed_ns,
             ctime_ns=shape.changed_ns,
             entry_timeout_s=FOREVER_S,
-            attr_timeout_s=0.0 if stat.S_ISDIR(shape.mode) else FOREVER_S,
+            attr_timeout_s=FOREVER_S,
         )
 
     def content(self, ino: Ino) -> bytes:
@@ -194,13 +191,11 @@ class Folders:
                 raise NoEntryError
 
     def _shape(self, kind: Kind, number: int) -> _Shape:
+        # A folder's nlink is 1, as on btrfs: how many there are in it is not counted, for there
+        # may be many.
         if kind is Kind.ROOT:
-            agents = self._store.agents()
-            changed_ns = max((agent.created_ns for agent in agents), default=0)
-            changed_ns = max(changed_ns, self._changed_ns)
-            return _Shape(
-                stat.S_IFDIR | 0o755, 2 + len(agents), self._uid, self._gid, 0, changed_ns
-            )
+            changed_ns = max(self._changed_ns, self._store.agents_changed_ns)
+            return _Shape(stat.S_IFDIR | 0o755, 1, self._uid, self._gid, 0, changed_ns)
         if kind in (Kind.RECORD, Kind.MANIFEST):
             version = self._version(number)
             agent = self.agent(version.agent_id)
@@ -209,16 +204,12 @@ class Folders:
         agent = self.agent(number)
         match kind:
             case Kind.AGENT:
-                mode, folders, changed_ns = agent.mode, 4, agent.created_ns
-            case Kind.VERSIONS:
-                mode, folders = 0o555, len(self._store.versions(number))
-                changed_ns = agent.changed_ns
+                mode, changed_ns = agent.mode, agent.created_ns
             case Kind.SNAPSHOTS:
-                mode, folders = 0o755, len(self._store.snapshots(number))
-                changed_ns = agent.changed_ns
+                mode, changed_ns = 0o755, agent.changed_ns
             case _:
-                mode, folders, changed_ns = 0o555, 0, agent.changed_ns
-        return _Shape(stat.S_IFDIR | mode, 2 + folders, agent.uid, agent.gid, 0, changed_ns)
+                mode, changed_ns = 0o555, agent.changed_ns
+        return _Shape(stat.S_IFDIR | mode, 1, agent.uid, agent.gid, 0, changed_ns)
 
     def _all_entries(self, ino: Ino) -> list[FolderEntry]:
         kind, number = split_virtual(ino)

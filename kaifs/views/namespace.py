@@ -483,7 +483,6 @@ class Namespace:
         with self._acting():
             if kind is Kind.ROOT:
                 self.actions.make_agent(text, caller)
-                self._folders.touch(self._now_ns())
             else:
                 agent = self._folders.agent(number)
                 self.actions.make_snapshot(agent.name, text, caller)
@@ -500,7 +499,6 @@ class Namespace:
         with self._acting():
             if kind is Kind.ROOT:
                 self.actions.remove_agent(text, caller)
-                self._folders.touch(self._now_ns())
             else:
                 self.actions.discard_snapshot(self._folders.agent(number).name, text, caller)
 

@@ -38,8 +38,8 @@ def test_an_agents_folder(mounted: MountedStore) -> None:
     agent = mounted.mountpoint / "bot"
 
     assert sorted(os.listdir(agent)) == ["@meta", "@snapshots", "@versions", "current"]
-    assert agent.stat().st_nlink == 6
-    assert mounted.mountpoint.stat().st_nlink == 3
+    assert agent.stat().st_nlink == 1
+    assert mounted.mountpoint.stat().st_nlink == 1
 
 
 def test_a_sealed_version_refuses_every_change_even_to_root(sealed: Path) -> None:
@@ -257,7 +257,6 @@ def test_mkdir_makes_a_snapshot_and_rmdir_discards_it(mounted: MountedStore) -> 
     (mounted.current / "run").write_bytes(b"in current")
     assert (mounted.current / "lib/x.py").read_bytes() == b"x = 1\n"
     assert (snapshots / "try/run").read_bytes() == b"#!/bin/sh\n"
-    assert snapshots.stat().st_nlink == 3
     (snapshots / "try").rmdir()
     assert os.listdir(snapshots) == []
     assert not (snapshots / "try").exists()
