@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from kaifs.base.errors import AgentExistsError, DirectoryNotEmptyError
+from kaifs.meta.records import RootState
 from kaifs.service import context as service
 from kaifs.service.discard import Params as DiscardParams
 from kaifs.service.embedded import run
@@ -40,6 +41,7 @@ class StoreActions:
         if context.store.find_agent(name) is not None:
             raise AgentExistsError(name)
         tree = context.forest.new_tree(0o755, caller.uid, caller.gid)
+        context.store.set_root_state(tree.root, RootState.WRITABLE)
         context.store.add_agent(name, caller.uid, caller.gid, tree.root)
         log.info("agent_made", extra={"agent": name, "uid": caller.uid})
 

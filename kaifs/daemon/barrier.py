@@ -79,26 +79,32 @@ class Helper:
             OSError: It failed.
             TimeoutError: It took too long; the helper has been replaced.
         """
+        request = json.dumps({"op": operation, **arguments}).encode() + b"\n"
         async with self._lock:
-            if self._process.poll() is not None:
-                self._replace()
-            if self._stream is None:
-                # Nonblocking from here on, so trio takes the socket when it runs, not before.
-                self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._channel))
-            is_answered = False
             try:
-                request = json.dumps({"op": operation, **arguments}).encode() + b"\n"
-                await self._stream.send_all(request)
-                reply = json.loads(await self._receive_line(self._stream, moved))
-                is_answered = True
-            except trio.BrokenResourceError as error:
-                raise OSError(f"helper ended: {error}") from error
-            finally:
-                if not is_answered:
-                    # A late answer must not be taken for the next request's.
-                    self._replace()
+                reply = await self._exchange(request, moved)
+            except trio.BrokenResourceError:
+                # Somebody has killed it. Every operation may be done twice.
+                try:
+                    reply = await self._exchange(request, moved)
+                except trio.BrokenResourceError as error:
+                    raise OSError(f"helper ended: {error}") from error
         if reply["errno"]:
             raise OSError(reply["errno"], reply["reason"])
+
+    async def _exchange(self, request: bytes, moved: Callable[[], int]) -> dict[str, Any]:
+        if self._stream is None:
+            self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._channel))
+        is_answered = False
+        try:
+            await self._stream.send_all(request)
+            reply: dict[str, Any] = json.loads(await self._receive_line(self._stream, moved))
+            is_answered = True
+        finally:
+            if not is_answered:
+                # A late answer must not be taken for the next request's.
+                self._replace()
+        return reply
 
     def close(self) -> None:
         """End the helper."""
@@ -119,7 +125,7 @@ class Helper:
                     raise TimeoutError(f"nothing moved for {STALL_S:.0f} seconds")
                 continue
             if not received:
-                raise OSError("helper ended")
+                raise trio.BrokenResourceError("end of conversation")
             line += received
         return line
 
@@ -173,20 +179,25 @@ class Mounted:
     mountpoint: Path
     device: int
     """Its `st_dev`."""
-    limit: int
-    """Background requests that the kernel lets the server see at once."""
+    connection: FuseConnection
+
+    def limit(self) -> int:
+        """Return how many background requests the kernel lets the server see at once, now."""
+        try:
+            return self.connection.max_background
+        except (OSError, ValueError):
+            return DEFAULT_LIMIT
 
 
 def prepare_mount(entry: MountEntry) -> Mounted:
     """Raise the limits of a fresh mount as far as we may, and return what a barrier needs."""
     connection = FuseConnection(entry.minor)
-    limit = DEFAULT_LIMIT
     try:
         if ensure_fusectl() and connection.is_available:
-            limit = connection.raise_limits()
+            connection.raise_limits()
     except OSError as error:
         log.info("limits_not_raised", extra={"error": str(error)})
-    return Mounted(entry.mountpoint, entry.device, limit)
+    return Mounted(entry.mountpoint, entry.device, connection)
 
 
 class Barrier:
@@ -234,7 +245,8 @@ class Barrier:
         """Flush once and return whether something may have been held back."""
         traffic, mounted = self._traffic, self._mounted
         writes, markers = traffic.background_seen, traffic.statfs_seen
-        paths = self._written_paths() if mounted.limit < ENOUGH else []
+        limit = mounted.limit()
+        paths = self._written_paths() if limit < ENOUGH else []
         try:
             await self._helper.ask(
                 "flush",
@@ -248,4 +260,4 @@ class Barrier:
             raise BarrierError(f"{mounted.mountpoint}: {error.strerror or error}") from error
         if traffic.statfs_seen == markers:
             raise BarrierError(f"{mounted.mountpoint}: the marker did not arrive")
-        return traffic.background_seen - writes >= mounted.limit
+        return traffic.background_seen - writes >= min(limit, mounted.limit())

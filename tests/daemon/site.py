@@ -1,0 +1,54 @@
+"""Where a test mounts its store, and waiting without sleeping."""
+
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kaifs.control.info import DaemonInfo
+from kaifs.daemon import lifecycle
+from kaifs.linux.mounts import find_mount
+from kaifs.linux.processes import is_running
+
+POLL_S = 0.01
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Wait for what no descriptor tells, and fail if it does not come."""
+    until = time.monotonic() + timeout_s
+    nothing = select.poll()
+    while not condition():
+        assert time.monotonic() < until, "it did not come"
+        nothing.poll(POLL_S * 1000)
+
+
+@dataclass
+class Site:
+    """Where a test mounts its store."""
+
+    store: Path
+    mountpoint: Path
+    infos: list[DaemonInfo] = field(default_factory=list)
+
+    def mount(self, *options: str) -> DaemonInfo:
+        """Mount and return the daemon."""
+        info = lifecycle.mount(self.store, self.mountpoint, list(options), probe_timeout_s=1)
+        assert info is not None
+        self.infos.append(info)
+        return info
+
+    def umount(self, *, lazy: bool = False) -> lifecycle.Unmounted:
+        """Unmount."""
+        return lifecycle.umount(self.mountpoint, lazy=lazy, probe_timeout_s=1)
+
+    @property
+    def current(self) -> Path:
+        """The agent's current."""
+        return self.mountpoint / "agent" / "current"
+
+    def clear(self) -> None:
+        """Take down what a test left mounted."""
+        while find_mount(self.mountpoint) is not None:
+            lifecycle.umount(self.mountpoint, lazy=True, probe_timeout_s=1)
+        wait_until(lambda: not any(is_running(info.process) for info in self.infos))

@@ -1,0 +1,348 @@
+"""Mount and unmount, with servers that live, die and hang."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from kaifs.base.errors import (
+    AgentNotFoundError,
+    BarrierError,
+    MountBusyError,
+    MountOptionError,
+    MountpointError,
+    NotMountedError,
+    StoreBusyError,
+    StoreNotFoundError,
+)
+from kaifs.control.client import find_daemon
+from kaifs.control.info import log_path
+from kaifs.daemon import lifecycle
+from kaifs.linux.files import lock_owner
+from kaifs.linux.mounts import find_mount
+from kaifs.linux.processes import is_running, send_signal, wait_end
+from kaifs.store.store import LOCK_NAME, Store
+from tests.daemon.site import Site, wait_until
+
+pytestmark = pytest.mark.fuse
+
+
+def ended(site: Site) -> bool:
+    """Return whether no daemon has the store and nothing is mounted."""
+    return lock_owner(site.store / LOCK_NAME) is None and find_mount(site.mountpoint) is None
+
+
+def test_mount_returns_when_the_mount_answers_and_umount_when_the_daemon_has_ended(
+    site: Site,
+) -> None:
+    info = site.mount()
+    os.statvfs(site.mountpoint)
+    (site.mountpoint / "agent").mkdir()
+    (site.current / "file").write_bytes(b"kept")
+    number = (site.current / "file").stat().st_ino
+
+    unmounted = site.umount()
+
+    assert unmounted.has_ended
+    assert not is_running(info.process)
+    assert ended(site)
+    assert find_daemon(site.store) is None
+    site.mount()
+    assert (site.current / "file").read_bytes() == b"kept"
+    assert (site.current / "file").stat().st_ino == number
+
+
+def test_the_daemon_has_left_the_session_and_the_terminal(mounted: Site) -> None:
+    pid = mounted.infos[0].pid
+
+    assert os.getsid(pid) == pid
+    assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+    assert {Path(f"/proc/{pid}/fd/{fd}").readlink() for fd in (0, 1, 2)} == {Path(os.devnull)}
+
+
+def test_the_helper_holds_neither_the_device_nor_the_store(mounted: Site) -> None:
+    pid = mounted.infos[0].pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+    (helper,) = children
+    links = [os.readlink(f"/proc/{helper}/fd/{fd}") for fd in os.listdir(f"/proc/{helper}/fd")]
+
+    assert not [link for link in links if "fuse" in link or str(mounted.store) in link]
+
+
+@pytest.mark.parametrize("ending", ["umount", "fusermount3", "SIGTERM", "SIGINT"])
+def test_every_way_to_unmount_ends_the_daemon_with_everything_committed(
+    mounted: Site, ending: str
+) -> None:
+    (info,) = mounted.infos
+    (mounted.current / "file").write_bytes(b"x" * 100_000)
+
+    match ending:
+        case "umount":
+            subprocess.run(["umount", str(mounted.mountpoint)], check=True)
+        case "fusermount3":
+            subprocess.run(["fusermount3", "-u", str(mounted.mountpoint)], check=True)
+        case _:
+            send_signal(info.process, signal.Signals[ending])
+
+    assert wait_end(info.process, 20)
+    assert ended(mounted)
+    mounted.mount()
+    assert (mounted.current / "file").read_bytes() == b"x" * 100_000
+
+
+def test_sigterm_detaches_a_mount_in_use_after_flushing_it(mounted: Site) -> None:
+    (info,) = mounted.infos
+    with open(mounted.current / "file", "wb", buffering=0) as file:
+        file.write(b"written, not synced")
+
+        send_signal(info.process, signal.SIGTERM)
+
+        assert wait_end(info.process, 20)
+        assert ended(mounted)
+        with pytest.raises(OSError, match="not connected") as caught:
+            os.fstatvfs(file.fileno())
+        assert caught.value.errno == errno.ENOTCONN
+    mounted.mount()
+    assert (mounted.current / "file").read_bytes() == b"written, not synced"
+
+
+def test_umount_of_a_mount_in_use_names_the_processes_and_changes_nothing(mounted: Site) -> None:
+    with open(mounted.current / "file", "wb") as file:
+        with pytest.raises(MountBusyError) as caught:
+            mounted.umount()
+
+        assert f"[{os.getpid()}]" in str(caught.value)
+        assert caught.value.code == "E136"
+        file.write(b"still works")
+    assert (mounted.current / "file").read_bytes() == b"still works"
+
+
+def test_lazy_umount_detaches_and_ends_the_daemon_after_the_last_user(mounted: Site) -> None:
+    (info,) = mounted.infos
+    with open(mounted.current / "file", "wb", buffering=0) as file:
+        unmounted = mounted.umount(lazy=True)
+
+        assert not unmounted.has_ended
+        assert find_mount(mounted.mountpoint) is None
+        file.write(b"after the umount")
+
+    assert wait_end(info.process, 20)
+    mounted.mount()
+    assert (mounted.current / "file").read_bytes() == b"after the umount"
+
+
+def test_a_killed_daemon_s_mount_is_cleared_by_the_next_mount(mounted: Site) -> None:
+    send_signal(mounted.infos[0].process, signal.SIGKILL)
+    assert wait_end(mounted.infos[0].process, 20)
+    with pytest.raises(OSError, match="not connected"):
+        os.statvfs(mounted.mountpoint)
+    assert find_daemon(mounted.store) is None
+
+    mounted.mount()
+
+    assert os.listdir(mounted.mountpoint) in ([], ["agent"])
+    assert mounted.umount().has_ended
+    assert ended(mounted)
+
+
+def test_a_killed_daemon_s_mount_is_cleared_by_umount(mounted: Site) -> None:
+    send_signal(mounted.infos[0].process, signal.SIGKILL)
+    assert wait_end(mounted.infos[0].process, 20)
+
+    mounted.umount()
+
+    assert ended(mounted)
+
+
+def test_what_was_fsynced_survives_a_killed_daemon(mounted: Site) -> None:
+    with open(mounted.current / "file", "wb", buffering=0) as file:
+        file.write(b"precious" * 10_000)
+        os.fsync(file.fileno())
+
+    send_signal(mounted.infos[0].process, signal.SIGKILL)
+
+    assert wait_end(mounted.infos[0].process, 20)
+    mounted.mount()
+    assert (mounted.current / "file").read_bytes() == b"precious" * 10_000
+
+
+def test_a_hung_daemon_is_aborted_and_what_it_held_is_kept(mounted: Site) -> None:
+    (info,) = mounted.infos
+    (mounted.current / "file").write_bytes(b"in memory only")
+    send_signal(info.process, signal.SIGSTOP)
+    stuck = subprocess.Popen(["stat", "-f", str(mounted.mountpoint)], stderr=subprocess.DEVNULL)
+
+    mounted.mount()
+
+    assert stuck.wait(20) != 0
+    assert not is_running(info.process)
+    assert (mounted.current / "file").read_bytes() == b"in memory only"
+
+
+def test_a_hung_daemon_s_mount_is_cleared_by_umount(mounted: Site) -> None:
+    send_signal(mounted.infos[0].process, signal.SIGSTOP)
+
+    mounted.umount()
+
+    assert ended(mounted)
+
+
+@pytest.mark.parametrize("case", ["missing", "file", "full", "tmpfs", "kaifs", "in store"])
+def test_mountpoints_that_cannot_be_used_are_refused(site: Site, tmp_path: Path, case: str) -> None:
+    place = tmp_path / "place"
+    match case:
+        case "file":
+            place.write_bytes(b"")
+        case "full":
+            place.mkdir()
+            (place / "something").touch()
+        case "tmpfs":
+            place.mkdir()
+            subprocess.run(["mount", "-t", "tmpfs", "test", str(place)], check=True)
+        case "kaifs":
+            site.mount()
+            place = site.mountpoint
+        case "in store":
+            place = site.store / "run" / "mnt"
+            place.mkdir()
+
+    with pytest.raises(MountpointError) as caught:
+        lifecycle.mount(site.store, place, [])
+
+    assert caught.value.code == "E133"
+    if case == "tmpfs":
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_second_mount_of_a_store_names_the_first(mounted: Site, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+
+    with pytest.raises(StoreBusyError) as caught:
+        lifecycle.mount(mounted.store, tmp_path / "other", [])
+
+    assert str(mounted.mountpoint) in str(caught.value)
+
+
+def test_what_is_wrong_with_the_start_reaches_the_caller(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError):
+        lifecycle.mount(tmp_path / "nothing", site.mountpoint, [])
+    with pytest.raises(MountOptionError, match="colour"):
+        site.mount("colour=blue")
+    with pytest.raises(AgentNotFoundError):
+        site.mount("agent=nobody")
+
+    assert ended(site)
+
+
+def test_umount_where_no_kaifs_is(site: Site, tmp_path: Path) -> None:
+    for place in (site.mountpoint, tmp_path / "missing" / "x", Path("/proc")):
+        with pytest.raises(NotMountedError):
+            lifecycle.umount(place)
+
+
+def test_a_mount_in_the_foreground_ends_with_the_mount(site: Site) -> None:
+    program = (
+        "import sys; from pathlib import Path; from kaifs.daemon.lifecycle import mount;"
+        "mount(Path(sys.argv[1]), Path(sys.argv[2]), [], foreground=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(site.store), str(site.mountpoint)],
+        env={**os.environ, "PYTHONPATH": str(Path(lifecycle.__file__).parents[2])},
+    ) as server:
+        wait_until(lambda: find_daemon(site.store) is not None)
+
+        assert site.umount().has_ended
+
+        assert server.wait(20) == 0
+
+
+def test_a_mount_whose_caller_has_gone_is_taken_down_again(site: Site) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "kaifs.daemon.main", str(site.store), str(site.mountpoint)),
+            *("--ready-fd", str(writing)),
+        ],
+        pass_fds=[writing],
+        env={**os.environ, "PYTHONPATH": str(Path(lifecycle.__file__).parents[2])},
+    ) as server:
+        os.close(writing)
+        assert server.wait(20) != 0
+
+    assert ended(site)
+
+
+def test_a_mount_of_one_agent_and_of_one_view(mounted: Site) -> None:
+    (mounted.current / "file").write_bytes(b"x")
+    (mounted.mountpoint / "agent" / "@snapshots" / "snap").mkdir()
+    mounted.umount()
+
+    mounted.mount("agent=agent")
+    assert "current" in os.listdir(mounted.mountpoint)
+    mounted.umount()
+    mounted.mount("agent=agent,view=@snapshots/snap,ro")
+
+    assert os.listdir(mounted.mountpoint) == ["file"]
+    with pytest.raises(OSError, match="Read-only"):
+        (mounted.mountpoint / "file").write_bytes(b"y")
+
+
+def test_the_log_has_one_line_an_event(mounted: Site) -> None:
+    mounted.umount()
+
+    lines = log_path(mounted.store).read_text().splitlines()
+
+    assert [line for line in lines if " mounted mountpoint=" in line]
+    assert " ended epoch=" in lines[-1]
+
+
+def fill(path: Path) -> None:
+    """Write to *path* until the disk is full."""
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        while file.write(bytes(1 << 16)):
+            pass
+
+
+def test_a_full_disk_is_told_at_fsync_and_nothing_is_lost(tmp_path: Path) -> None:
+    """The commit fails as long as there is no space, and succeeds once there is."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "test", str(disk)], check=True)
+    try:
+        Store.create(disk / "store").close()
+        (tmp_path / "mnt").mkdir()
+        site = Site(disk / "store", tmp_path / "mnt")
+        site.mount("commit=0.1")
+        (site.mountpoint / "agent").mkdir()
+        (site.current / "small").write_bytes(b"small")
+        with open(site.current / "small", "rb") as file:
+            os.fsync(file.fileno())
+        filler = disk / "filler"
+        fill(filler)
+
+        with open(site.current / "large", "wb", buffering=0) as file:
+            file.write(os.urandom(4 << 20))
+            with pytest.raises(OSError, match=r"space|Input/output"):
+                os.fsync(file.fileno())
+        filler.unlink()
+
+        (site.current / "later").write_bytes(b"later")
+        with open(site.current / "later", "rb") as file:
+            os.fsync(file.fileno())
+        # The kernel reports a failed write-back once more, to the next who flushes the mount.
+        with suppress(BarrierError):
+            site.umount()
+        site.clear()
+        site.mount()
+        assert (site.current / "small").read_bytes() == b"small"
+        assert (site.current / "later").read_bytes() == b"later"
+        site.clear()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
