@@ -97,7 +97,8 @@ def _take_items(context: Context, tree: Tree) -> Generator[Step, Item | None, No
             raise SourceError("the source ended early")
         if isinstance(item, Total):
             total = item.size
-        sync.take(item)
+        for _ in sync.take(item):
+            yield Progress(sync.size, total, "bytes", "importing")
         if sync.size - told_size >= _PROGRESS_SIZE or sync.files - told_files >= _PROGRESS_FILES:
             told_size, told_files = sync.size, sync.files
             yield Progress(sync.size, total, "bytes", "importing")

@@ -9,19 +9,28 @@ left alone: reading the source changes them.
 
 from __future__ import annotations
 
+import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from kaifs.base.digest import Sha256, sha256
 from kaifs.base.errors import SourceError
-from kaifs.base.types import TOP_INO, Ino
+from kaifs.base.types import FILE_SIZE_MAX, TOP_INO, Ino
 from kaifs.meta.records import InodeRecord
 from kaifs.service.steps import Data, End, Entry, Item
 from kaifs.tree.seal import ExtentWriter
 from kaifs.tree.tree import AttributeChange, Tree
 
 _ZEROS: Final = bytes(1 << 20)
+_ID_MAX: Final = (1 << 32) - 1
+_KINDS: Final = frozenset(
+    {
+        *(stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO),
+        *(stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK),
+    }
+)
 
 
 @dataclass(slots=True)
@@ -62,8 +71,8 @@ class TreeSync:
         self.files = 0
         self.size = 0
 
-    def take(self, item: Item) -> None:
-        """Bring the tree in line with *item*.
+    def take(self, item: Item) -> Iterator[None]:
+        """Bring the tree in line with *item*. Yields where it takes long, to let others run.
 
         Raises:
             SourceError: the items make no tree.
@@ -71,16 +80,19 @@ class TreeSync:
         """
         match item:
             case Entry():
-                self._finish_file()
+                yield from self._finish_file()
                 self.files += 1
+                _check(item, is_top=self.files == 1)
                 if item.path:
                     self._entry(item)
                 else:
                     self._enter(TOP_INO, item)
             case Data():
-                self._data(item)
+                yield from self._data(item)
             case End():
-                self._finish_file()
+                yield from self._finish_file()
+                if not self._directories:
+                    raise SourceError("items out of order")
                 while self._directories:
                     self._leave()
                 self.is_complete = True
@@ -93,8 +105,10 @@ class TreeSync:
             raise SourceError("items out of order")
         parent = self._directories[-1]
         is_known = name in parent.unseen
+        existing = self._tree.find(parent.ino, name)
+        if existing is not None and not is_known:
+            raise SourceError("items out of order")
         parent.unseen.discard(name)
-        existing = self._tree.find(parent.ino, name) if is_known else None
         if entry.link is not None and (ino := self._links.get(entry.link)) is not None:
             if existing != ino:
                 self._remove(parent.ino, name)
@@ -171,13 +185,13 @@ class TreeSync:
                 pending.pop()
                 self._tree.reap(self._tree.rmdir(folder, child, self._now_ns))
 
-    def _data(self, data: Data) -> None:
+    def _data(self, data: Data) -> Iterator[None]:
         file = self._file
         stop = data.offset + len(data.payload)
         if file is None or data.offset < file.position or stop > file.entry.size:
             raise SourceError("items out of order")
         self.size += len(data.payload)
-        _hash_zeros(file.digest, data.offset - file.position)
+        yield from _hash_zeros(file.digest, data.offset - file.position)
         file.digest.update(data.payload)
         file.position = stop
         is_whole = len(data.payload) == file.entry.size
@@ -187,12 +201,12 @@ class TreeSync:
             return
         file.writer.feed(data.offset, data.payload)
 
-    def _finish_file(self) -> None:
+    def _finish_file(self) -> Iterator[None]:
         file = self._file
         if file is None:
             return
         size = file.entry.size
-        _hash_zeros(file.digest, size - file.position)
+        yield from _hash_zeros(file.digest, size - file.position)
         digest = file.digest.digest()
         # The blocks of an equal file that came in several pieces were found in the store and
         # not put again, so leaving the tree's extents is all there is to do.
@@ -224,8 +238,25 @@ class TreeSync:
             tree.set_attributes(ino, change, self._now_ns)
 
 
-def _hash_zeros(digest: Sha256, count: int) -> None:
+def _check(entry: Entry, *, is_top: bool) -> None:
+    """Check what the tree would take as it comes: the items may be anybody's."""
+    kind = stat.S_IFMT(entry.mode)
+    if is_top != (not entry.path) or (is_top and kind != stat.S_IFDIR):
+        raise SourceError("items out of order")
+    if (
+        kind not in _KINDS
+        or not 0 <= entry.uid <= _ID_MAX
+        or not 0 <= entry.gid <= _ID_MAX
+        or not 0 <= entry.size <= FILE_SIZE_MAX
+        or not 0 <= entry.rdev < 1 << 63
+        or max(abs(entry.atime_ns), abs(entry.mtime_ns)) >= 1 << 63
+    ):
+        raise SourceError(f"{os.fsdecode(entry.path)!a}: impossible attributes")
+
+
+def _hash_zeros(digest: Sha256, count: int) -> Iterator[None]:
     while count > 0:
         step = min(count, len(_ZEROS))
         digest.update(memoryview(_ZEROS)[:step])
         count -= step
+        yield
