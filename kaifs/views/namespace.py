@@ -404,7 +404,6 @@ class Namespace:
             raise self._refusal(parent_ino)
         tree = self._writable_tree(root)
         tree.link(ino, parent_ino, name, self._now_ns())
-        self._orphans.discard(kernel_node(root, ino))
         return self._tree_attributes(tree, root, ino)
 
     def unlink(self, parent: KernelNode, name: bytes) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.views.conftest import site as site  # the same store, for tests without a mount
+
 ROOT = Path(__file__).parents[2]
 
 
