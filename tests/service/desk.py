@@ -1,6 +1,7 @@
 """A store that tests run verbs on, and folders to import."""
 
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,27 +30,35 @@ STRANGER = Caller(54321, 54321)
 class Desk:
     """A new store, open; verbs run on it as the daemon runs them: nothing is abandoned."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_new: bool = True) -> None:
         self.clock = ManualClock()
         self.path = path
-        self.store = Store.create(path, clock=self.clock)
+        if is_new:
+            Store.create(path, clock=self.clock).close()
+        self._open()
+
+    def _open(self) -> None:
+        self.store = Store.open(self.path, clock=self.clock)
         self.forest = Forest(self.store)
+        self.forest.recover()
         self.context = Context(self.store, self.forest, OWNER)
 
     def reopen(self) -> None:
         """Close and open the store again, as a process that starts does."""
         self.store.close()
-        self.store = Store.open(self.path, clock=self.clock)
-        self.forest = Forest(self.store)
-        self.forest.recover()
-        self.context = Context(self.store, self.forest, OWNER)
+        self._open()
+
+    def crashed(self, path: Path) -> "Desk":
+        """Return what a process finds that starts after this one died: a copy of the files."""
+        shutil.copytree(self.path, path)
+        return Desk(path, is_new=False)
 
     def run(
         self,
         verb: str,
         *,
         caller: Caller = OWNER,
-        source: Source | None = None,
+        items: Source | None = None,
         output: bytearray | None = None,
         on_progress: OnProgress | None = None,
         **params: Any,
@@ -59,14 +68,13 @@ class Desk:
         context = replace(self.context, caller=caller)
         found = VERBS[verb]
         take = None if output is None else output.extend
-        return embedded.run(context, found, found.params(**params), source, on_progress, take)
+        return embedded.run(context, found, found.params(**params), items, on_progress, take)
 
     def take(self, agent: str, label: str, folder: Path, **description: Any) -> Any:
         """Import *folder*."""
-        source = iter(HostSource(folder, self.path))
         return self.run(
             "import",
-            source=source,
+            items=iter(HostSource(folder, self.path)),
             agent=agent,
             label=label,
             description=Description(**description),

@@ -202,7 +202,7 @@ def test_progress_ends_at_the_total(desk: Desk, folder: Path) -> None:
     told: list[Progress] = []
     source = iter(HostSource(folder, desk.path, count=True))
 
-    desk.run("import", source=source, on_progress=told.append, agent="bot", label="1.0.0")
+    desk.run("import", items=source, on_progress=told.append, agent="bot", label="1.0.0")
 
     last = [progress for progress in told if progress.what == "importing"][-1]
     assert last.done == last.total > 0
@@ -265,7 +265,7 @@ def test_items_that_make_no_tree_leave_nothing(desk: Desk, broken: list[Item]) -
     before = desk.state()
 
     with pytest.raises((SourceError, OSError)):
-        desk.run("import", source=iter(broken), agent="bot", label="1.0.0")
+        desk.run("import", items=iter(broken), agent="bot", label="1.0.0")
 
     assert desk.state() == before
 
