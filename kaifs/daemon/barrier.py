@@ -258,6 +258,8 @@ class Barrier:
         except OSError as error:
             log.warning("barrier_failed", extra={"error": str(error)})
             raise BarrierError(f"{mounted.mountpoint}: {error.strerror or error}") from error
+        seen = traffic.background_seen - writes
+        log.info("flushed", extra={"requests": seen, "limit": limit, "files": len(paths)})
         if traffic.statfs_seen == markers:
             raise BarrierError(f"{mounted.mountpoint}: the marker did not arrive")
-        return traffic.background_seen - writes >= min(limit, mounted.limit())
+        return seen >= min(limit, mounted.limit())

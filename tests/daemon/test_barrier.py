@@ -1,5 +1,6 @@
 """The barrier: what was written before it is in the tree after it, however dirty the cache."""
 
+import mmap
 import os
 import signal
 import subprocess
@@ -26,22 +27,41 @@ PAGES = 10_000
 
 
 @contextmanager
-def isolated_dirty_pages(site: Site, pages: int) -> Iterator[int]:
-    """Hold a file open of which every second page is dirty: none shares a WRITE with another."""
+def isolated_dirty_pages(site: Site, pages: int) -> Iterator[mmap.mmap]:
+    """Map a file of which every second page is dirty, and that the daemon has seen nothing of.
+
+    None shares a WRITE with another. The daemon is stopped meanwhile: else the
+    kernel's own write-back would be done before a barrier begins.
+    """
     entry = find_mount(site.mountpoint)
     assert entry is not None
-    # Else the kernel writes back while we write, to keep a FUSE mount's share of memory small.
     bdi = Path(f"/sys/class/bdi/{entry.major}:{entry.minor}")
     (bdi / "strict_limit").write_text("0")
     (bdi / "max_ratio").write_text("100")
-    file = os.open(site.current / "sparse", os.O_RDWR | os.O_CREAT)
-    try:
-        for number in range(pages):
-            os.pwrite(file, number.to_bytes(8, "big") * (PAGE // 8), number * 2 * PAGE)
-        yield file
-    finally:
-        with suppress(OSError):
-            os.close(file)
+    daemon = site.infos[-1].process
+    size = pages * 2 * PAGE
+    with open(site.current / "sparse", "w+b") as file:
+        file.truncate(size)
+        with mmap.mmap(file.fileno(), size) as content:
+            for number in range(pages):
+                assert content[number * 2 * PAGE] == 0
+            os.fsync(file.fileno())
+            send_signal(daemon, signal.SIGSTOP)
+            try:
+                for number in range(pages):
+                    start = number * 2 * PAGE
+                    content[start : start + PAGE] = page(number)
+                # Starts the write-back and does not wait for it.
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                assert FuseConnection(entry.minor).waiting > pages // 2
+            finally:
+                send_signal(daemon, signal.SIGCONT)
+            yield content
+
+
+def page(number: int) -> bytes:
+    """Return what page *number* is to hold: no two are alike."""
+    return (number + 1).to_bytes(8, "big") * (PAGE // 8)
 
 
 def check_isolated_pages(path: Path, pages: int) -> None:
@@ -49,7 +69,7 @@ def check_isolated_pages(path: Path, pages: int) -> None:
     with open(path, "rb") as file:
         for number in range(pages):
             file.seek(number * 2 * PAGE)
-            assert file.read(PAGE) == number.to_bytes(8, "big") * (PAGE // 8), number
+            assert file.read(PAGE) == page(number), number
 
 
 @pytest.mark.slow
@@ -67,10 +87,10 @@ def test_isolated_dirty_pages_of_an_open_file_are_whole_in_a_snapshot(
         entry = find_mount(mounted.mountpoint)
         assert entry is not None
         assert FuseConnection(entry.minor).max_background == 65535
-    with isolated_dirty_pages(mounted, pages) as file:
+    with isolated_dirty_pages(mounted, pages) as content:
         call(mounted.store, "snapshot", SnapshotParams(reference="agent", name="snap"))
 
-        os.pwrite(file, b"later" * 100, 0)
+        content[:5] = b"later"
     check_isolated_pages(mounted.mountpoint / "agent/@snapshots/snap/sparse", pages)
 
 
@@ -81,6 +101,22 @@ def test_mkdir_of_a_snapshot_flushes_first(mounted: Site) -> None:
     check_isolated_pages(mounted.mountpoint / "agent/@snapshots/snap/sparse", 500)
 
 
+SYNCFS = 306
+FSTATFS = 138
+"""Numbers of x86-64. Source: asm/unistd_64.h."""
+
+
+def helper_of(pid: int) -> int:
+    """Return the daemon's helper process."""
+    (helper,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(helper)
+
+
+def is_in_system_call(pid: int, *numbers: int) -> bool:
+    """Return whether the process is blocked in one of the system calls."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] in map(str, numbers)
+
+
 SNAPSHOT = """
 import sys
 from collections.abc import Iterator
@@ -88,6 +124,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from kaifs.control.client import call
 from kaifs.service.snapshot import Params
+print("ready", flush=True)
+sys.stdin.readline()
 call(Path(sys.argv[1]), "snapshot", Params(reference="agent", name="snap"))
 """
 
@@ -97,25 +135,28 @@ def test_sigkill_during_a_barrier_leaves_a_mount_to_clear_and_a_store_to_open(
     mounted: Site,
 ) -> None:
     (info,) = mounted.infos
-    entry = find_mount(mounted.mountpoint)
-    assert entry is not None
-    connection = FuseConnection(entry.minor)
-    with (
-        isolated_dirty_pages(mounted, PAGES),
-        subprocess.Popen(
-            [sys.executable, "-c", SNAPSHOT, str(mounted.store)],
-            stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parents[2],
-        ) as client,
-    ):
-        # The barrier runs as soon as its WRITEs queue up.
-        while connection.waiting < 1000:
-            assert client.poll() is None, "the snapshot was made before the daemon was killed"
+    helper = helper_of(info.pid)
+    with subprocess.Popen(
+        [sys.executable, "-c", SNAPSHOT, str(mounted.store)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+    ) as client:
+        assert client.stdout is not None
+        assert client.stdin is not None
+        assert client.stdout.readline() == b"ready\n"
+        with suppress(OSError), isolated_dirty_pages(mounted, PAGES):
+            client.stdin.write(b"go\n")
+            client.stdin.flush()
+            while not is_in_system_call(helper, SYNCFS, FSTATFS):
+                assert client.poll() is None, "the snapshot was made before the daemon was killed"
 
-        send_signal(info.process, signal.SIGKILL)
+            send_signal(info.process, signal.SIGKILL)
 
-        assert wait_end(info.process, 20), "the daemon cannot be killed"
+            assert wait_end(info.process, 20), "the daemon cannot be killed"
         assert client.wait(20) != 0
+
     store = Store.open(mounted.store, wait_s=5)
     try:
         Forest(store).recover()
@@ -127,9 +168,7 @@ def test_sigkill_during_a_barrier_leaves_a_mount_to_clear_and_a_store_to_open(
 
 
 def test_a_helper_that_was_killed_is_replaced(mounted: Site) -> None:
-    pid = mounted.infos[0].pid
-    (helper,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    os.kill(int(helper), signal.SIGKILL)
+    os.kill(helper_of(mounted.infos[0].pid), signal.SIGKILL)
 
     call(mounted.store, "snapshot", SnapshotParams(reference="agent", name="snap"))
 
