@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kaifs.cli.output import DONE, format_size, print_json, say, warn
+from kaifs.cli.output import DONE, format_size, print_json, say, warn, write_bytes
 from kaifs.cli.session import call
 
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentValueError("--json and a tar stream both need stdout")
     if is_stream and sys.stdout.isatty():
         raise TargetError("stdout is a terminal")
-    target = TarTarget(sys.stdout.buffer.write) if is_stream else FolderTarget(Path(args.target))
+    target = TarTarget(write_bytes) if is_stream else FolderTarget(Path(args.target))
     try:
         done = call(args, "export", params, has_progress=True, on_output=feeder(target))
     finally:

@@ -20,13 +20,16 @@ def print_json(value: Any) -> None:
     import msgspec
 
     text = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    sys.stdout.buffer.write(text + b"\n")
+    write_bytes(text + b"\n")
     sys.stdout.buffer.flush()
 
 
 def write_bytes(payload: bytes) -> None:
     """Write *payload* to stdout as it is."""
-    sys.stdout.buffer.write(payload)
+    # With PYTHONUNBUFFERED there is no buffer behind `buffer`, and a write may be short.
+    rest = memoryview(payload)
+    while rest:
+        rest = rest[sys.stdout.buffer.write(rest) :]
 
 
 def say(args: argparse.Namespace, text: str) -> None:

@@ -1,0 +1,121 @@
+"""What each verb prints and how it exits."""
+
+import hashlib
+import json
+import subprocess
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+from tests.cli.conftest import Shell
+
+
+def test_versions_are_printed_as_the_specification_does(bot: Shell) -> None:
+    """Source: specification, AgentVersionCLI.listVersions."""
+    bot.fine("seal", "bot", "1.1.0", "--author", "ann", "-m", "better", "--tag", "x")
+    day = json.loads(bot.fine("list", "bot", "--json"))[0]["metadata"]["created"][:10]
+
+    assert bot.fine("list", "bot") == (
+        "\nVersions for bot:\n\n"
+        f"  1.1.0 (current)\n    Created: {day} by ann\n    Size: 12 B\n    Notes: better\n\n"
+        f"  1.0.0\n    Created: {day} by system\n    Size: 12 B\n\n"
+    )
+
+
+def test_a_rollback_is_printed_as_the_specification_does(bot: Shell) -> None:
+    """Source: specification, AgentVersionCLI.rollback."""
+    bot.fine("seal", "bot", "1.1.0")
+
+    assert bot.fine("rollback", "bot", "1.0.0") == (
+        "Rolling back bot to version 1.0.0...\n"
+        "✅ Successfully rolled back to 1.0.0\n"
+        "Previous version: 1.1.0\n"
+    )
+
+
+def test_a_snapshot_is_printed_as_the_specification_does(bot: Shell) -> None:
+    """Source: specification, AgentVersionCLI.createSnapshot."""
+    assert bot.fine("snapshot", "bot@1.0.0", "--name", "snap") == (
+        "Creating isolated snapshot for bot@1.0.0...\n"
+        "✅ Snapshot created: snap\n"
+        "Path: bot/@snapshots/snap\n"
+    )
+    assert "snap  bot@1.0.0  ready" in bot.fine("snapshots")
+    assert bot.fine("discard", "snap") == "✅ Snapshot discarded: snap\n"
+
+
+def test_a_rollback_as_json_has_the_specifications_steps(bot: Shell) -> None:
+    done = bot("rollback", "bot", "1.0.0", "--json")
+
+    document = done.document
+    assert document.keys() >= {"success", "targetVersion", "previousVersion", "steps", "timestamp"}
+    steps = [step["step"] for step in document["steps"]]
+    assert steps == ["backup_current", "update_symlink", "validate_rollback"]
+    assert done.err == "Rolling back bot to version 1.0.0...\n"
+
+
+def test_show_as_json_is_the_record_with_its_files(bot: Shell) -> None:
+    document = json.loads(bot.fine("show", "bot@1.0.0", "--json"))
+
+    assert document.keys() == {"version", "hash", "metadata", "dependencies", "files"}
+    assert document["files"][0] == {
+        "path": "a.txt",
+        "hash": hashlib.sha256(b"first\n").hexdigest(),
+        "size": 6,
+        "permissions": "0644",
+    }
+
+
+def test_the_manifests_sha256_is_the_hash(bot: Shell) -> None:
+    """`kaifs manifest A@V | sha256sum`."""
+    manifest = bot("manifest", "bot@1.0.0").raw
+
+    shown = json.loads(bot.fine("show", "bot@1.0.0", "--json"))
+    assert hashlib.sha256(manifest).hexdigest() == shown["hash"]
+
+
+def test_diff_exits_with_0_1_or_2(bot: Shell, folder: Path) -> None:
+    (folder / "a.txt").write_text("second\n")
+    bot.fine("import", "bot", folder, "--as", "2.0.0")
+
+    assert bot("diff", "bot@1.0.0", "bot").status == 0
+    different = bot("diff", "bot@1.0.0", "bot@2.0.0")
+    assert (different.status, different.out) == (1, "M\ta.txt\n")
+    stat = bot("diff", "--stat", "bot@1.0.0", "bot@2.0.0")
+    assert stat.out.splitlines()[0] == " a.txt |     2 +-"
+    assert "-first\n+second\n" in bot("diff", "-p", "bot@1.0.0", "bot@2.0.0").out
+    trouble = bot("diff", "bot@1.0.0", "bot@3.0.0")
+    assert (trouble.status, trouble.out) == (2, "")
+
+
+def test_export_writes_a_folder_or_a_stream(bot: Shell, folder: Path, tmp_path: Path) -> None:
+    bot.fine("export", "bot", tmp_path / "out")
+    subprocess.run(["diff", "-r", folder, tmp_path / "out"], check=True)
+
+    stream = bot("export", "bot@1.0.0", "-")
+
+    assert stream.err == ""
+    with tarfile.open(fileobj=BytesIO(stream.raw)) as tar:
+        assert tar.getnames() == [".", "./a.txt", "./lib", "./lib/x.py"]
+
+
+def test_status_has_what_the_contract_lists(bot: Shell) -> None:
+    document = json.loads(bot.fine("status", "--json"))
+
+    assert document["store"]["path"] == str(bot.store)
+    assert document["store"]["formatVersion"] == 1
+    assert document["daemon"] is None
+    assert document["mounts"] == []
+    assert document["space"].keys() >= {"logical", "stored", "unique"}
+
+
+def test_gc_and_fsck_report(bot: Shell) -> None:
+    assert bot.fine("gc").startswith("✅ Freed ")
+    assert bot.fine("fsck") == "✅ Clean\n"
+    assert json.loads(bot.fine("fsck", "--json")) == {"isClean": True, "findings": []}
+
+
+def test_quiet_prints_only_what_was_asked_for(bot: Shell, folder: Path) -> None:
+    assert bot.fine("import", "-q", "bot", folder, "--as", "3.0.0") == ""
+    assert bot.fine("snapshot", "-q", "bot", "--name", "snap") == "snap\n"
+    assert bot.fine("remove", "-q", "bot@3.0.0") == ""
