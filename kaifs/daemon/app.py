@@ -33,7 +33,7 @@ from kaifs.daemon.barrier import Barrier, Helper, prepare_mount
 from kaifs.daemon.epochs import RETRY_MAX_S, Epochs
 from kaifs.daemon.log import log_to_file
 from kaifs.daemon.options import MountOptions
-from kaifs.fuse import pyfuse3_transport
+from kaifs.fuse import mounting
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator, Pyfuse3Notifier
 from kaifs.fuse.pyfuse3_transport import Pyfuse3Mount
@@ -192,7 +192,7 @@ class _Daemon:
 
     def _mount(self) -> None:
         settings, options = self._settings, self._settings.options
-        told = pyfuse3_transport.MountOptions(
+        told = mounting.MountOptions(
             read_only=options.read_only,
             allow_other=options.allow_other,
             source=quote(str(settings.store), safe="/._-+:@"),

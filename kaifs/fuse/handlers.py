@@ -166,10 +166,28 @@ class Handlers:
         self.background_seen += 1
         return self.namespace.read(_node_of(handle), offset, size)
 
-    def write(self, handle: int, offset: int, data: bytes, *, kill_privileges: bool = False) -> int:
-        """Write and return how much: all."""
+    def write(
+        self,
+        handle: int,
+        offset: int,
+        data: bytes,
+        *,
+        kill_privileges: bool = False,
+        keep_times: bool = True,
+    ) -> int:
+        """Write and return how much: all. *keep_times*: the kernel keeps them and sends them."""
         self.background_seen += 1
-        return self.namespace.write(_node_of(handle), offset, data, kill_privileges=kill_privileges)
+        return self.namespace.write(
+            _node_of(handle),
+            offset,
+            data,
+            kill_privileges=kill_privileges,
+            keep_times=keep_times,
+        )
+
+    def now_ns(self) -> int:
+        """Return the time, ns since 1970."""
+        return self.namespace.now_ns()
 
     async def fsync(self) -> None:
         """Wait until everything done so far is durable, names included."""

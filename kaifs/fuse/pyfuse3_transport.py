@@ -12,11 +12,8 @@ mount of this kind.
 
 import ctypes
 import logging
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import pyfuse3
 from pyfuse3 import (
@@ -40,42 +37,13 @@ from kaifs.base.types import NAME_MAX, KernelNode
 from kaifs.fuse.entry_layout import find_stat_ino_offset
 from kaifs.fuse.errno_map import replies
 from kaifs.fuse.handlers import Handlers
+from kaifs.fuse.mounting import MountOptions
 from kaifs.tree.tree import AttributeChange
 from kaifs.views.attributes import FOREVER_S, Attributes, Caller, FileSystemSpace
 
 log = logging.getLogger(__name__)
 
-FSNAME: Final = "kaifs"
-SUBTYPE: Final = "kaifs"
-"""Makes the type in mount tables `fuse.kaifs`."""
-
 _answered = replies(FUSEError)
-
-
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """What the kernel is told of a mount."""
-
-    read_only: bool = False
-    allow_other: bool | None = None
-    """Whether other users than the one who mounts get in; None: if root mounts."""
-    source: str = FSNAME
-    """What mount tables show as the device: ASCII, no comma."""
-    flags: tuple[str, ...] = ()
-    """Options of mount(8) for the kernel, such as `dev`, `suid`, `noatime`."""
-
-    def as_fuse_options(self) -> set[str]:
-        """Return the options as libfuse spells them."""
-        options = {
-            "default_permissions",
-            f"fsname={self.source}",
-            f"subtype={SUBTYPE}",
-            *self.flags,
-        }
-        if os.geteuid() == 0 if self.allow_other is None else self.allow_other:
-            options.add("allow_other")
-        options.add("ro" if self.read_only else "rw")
-        return options
 
 
 class Pyfuse3Operations(pyfuse3.Operations):
@@ -344,7 +312,7 @@ class Pyfuse3Mount:
             MountFailedError: the system refuses.
         """
         try:
-            pyfuse3.init(self._operations, str(mountpoint), options.as_fuse_options())
+            pyfuse3.init(self._operations, str(mountpoint), options.for_libfuse())
         except RuntimeError as error:
             # libfuse prints the cause on stderr and returns none.
             raise MountFailedError(f"{mountpoint}: {error}") from error

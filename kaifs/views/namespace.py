@@ -185,7 +185,8 @@ class Namespace:
             raise SealedError
         return tree
 
-    def _now_ns(self) -> int:
+    def now_ns(self) -> int:
+        """Return the time, ns since 1970."""
         return self._store.clock.now_ns()
 
     def path_of(self, node: KernelNode) -> bytes | None:
@@ -238,7 +239,7 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             raise self._refusal(ino)
         tree = self._writable_tree(root)
-        tree.set_attributes(ino, change, self._now_ns(), kill_privileges=kill_privileges)
+        tree.set_attributes(ino, change, self.now_ns(), kill_privileges=kill_privileges)
         return self._tree_attributes(tree, root, ino)
 
     def _attributes(self, node: KernelNode) -> Attributes:
@@ -375,7 +376,7 @@ class Namespace:
                 raise self._refusal(ino)
             return self._make_folder(ino, name, caller)
         tree = self._writable_tree(root)
-        made = tree.make(ino, name, mode, caller.uid, caller.gid, self._now_ns(), rdev=rdev)
+        made = tree.make(ino, name, mode, caller.uid, caller.gid, self.now_ns(), rdev=rdev)
         return self._tree_attributes(tree, root, made)
 
     def symlink(self, parent: KernelNode, name: bytes, target: bytes, caller: Caller) -> Attributes:
@@ -386,7 +387,7 @@ class Namespace:
             self._check_absent(ino, name)
             raise self._refusal(ino)
         tree = self._writable_tree(root)
-        made = tree.symlink(ino, name, target, caller.uid, caller.gid, self._now_ns())
+        made = tree.symlink(ino, name, target, caller.uid, caller.gid, self.now_ns())
         return self._tree_attributes(tree, root, made)
 
     def link(self, node: KernelNode, parent: KernelNode, name: bytes) -> Attributes:
@@ -403,7 +404,7 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             raise self._refusal(parent_ino)
         tree = self._writable_tree(root)
-        tree.link(ino, parent_ino, name, self._now_ns())
+        tree.link(ino, parent_ino, name, self.now_ns())
         return self._tree_attributes(tree, root, ino)
 
     def unlink(self, parent: KernelNode, name: bytes) -> None:
@@ -414,7 +415,7 @@ class Namespace:
             self._check_present(ino, name)
             raise self._refusal(ino)
         tree = self._writable_tree(root)
-        self._let_go(tree, root, tree.unlink(ino, name, self._now_ns()))
+        self._let_go(tree, root, tree.unlink(ino, name, self.now_ns()))
 
     def rmdir(self, parent: KernelNode, name: bytes, caller: Caller) -> None:
         """Remove an empty directory, an agent without versions, or a snapshot with its content."""
@@ -424,7 +425,7 @@ class Namespace:
             self._remove_folder(ino, name, caller)
             return
         tree = self._writable_tree(root)
-        self._let_go(tree, root, tree.rmdir(ino, name, self._now_ns()))
+        self._let_go(tree, root, tree.rmdir(ino, name, self.now_ns()))
 
     def rename(
         self,
@@ -455,7 +456,7 @@ class Namespace:
             self._rename_folder(ino, name, new_name, flags, caller)
             return
         tree = self._writable_tree(root)
-        displaced = tree.rename(ino, name, new_ino, new_name, self._now_ns(), RenameFlags(flags))
+        displaced = tree.rename(ino, name, new_ino, new_name, self.now_ns(), RenameFlags(flags))
         if displaced is not None:
             self._let_go(tree, root, displaced)
 
@@ -572,7 +573,7 @@ class Namespace:
             # The kernel leaves a truncation at open wholly to the server, set-id bits included;
             # root keeps them (CAP_FSETID).
             change = AttributeChange(size=0)
-            tree.set_attributes(ino, change, self._now_ns(), kill_privileges=caller.uid != 0)
+            tree.set_attributes(ino, change, self.now_ns(), kill_privileges=caller.uid != 0)
         return True
 
     def read(self, node: KernelNode, offset: int, size: int) -> bytes:
@@ -583,9 +584,15 @@ class Namespace:
         return self._tree(root).read(ino, offset, size)
 
     def write(
-        self, node: KernelNode, offset: int, data: bytes, *, kill_privileges: bool = False
+        self,
+        node: KernelNode,
+        offset: int,
+        data: bytes,
+        *,
+        kill_privileges: bool = False,
+        keep_times: bool = True,
     ) -> int:
-        """Write *data* at *offset* and leave times alone: the kernel keeps them and sends them.
+        """Write *data* at *offset*.
 
         Args:
             node: The file.
@@ -593,12 +600,15 @@ class Namespace:
             data: What.
             kill_privileges: Whether set-id bits go. A kernel that keeps that to itself has
                 sent a SETATTR before.
+            keep_times: Whether times stay: with the writeback cache the kernel keeps them, and
+                sends them.
         """
         root, ino = self._split(node)
         if root == VIRTUAL_ROOT:
             raise SealedError
         tree = self._writable_tree(root)
-        return tree.write(ino, offset, data, None, kill_privileges=kill_privileges)
+        now_ns = None if keep_times else self.now_ns()
+        return tree.write(ino, offset, data, now_ns, kill_privileges=kill_privileges)
 
     # --- extended attributes --------------------------------------------------------------
 
@@ -624,12 +634,12 @@ class Namespace:
     def setxattr(self, node: KernelNode, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set an extended attribute; XATTR_CREATE and XATTR_REPLACE in *flags* are obeyed."""
         tree, ino = self._tree_for_xattr(node, name)
-        tree.setxattr(ino, name, value, self._now_ns(), flags)
+        tree.setxattr(ino, name, value, self.now_ns(), flags)
 
     def removexattr(self, node: KernelNode, name: bytes) -> None:
         """Remove an extended attribute."""
         tree, ino = self._tree_for_xattr(node, name)
-        tree.removexattr(ino, name, self._now_ns())
+        tree.removexattr(ino, name, self.now_ns())
 
     def _tree_for_xattr(self, node: KernelNode, name: bytes) -> tuple[Tree, Ino]:
         if name.startswith(MARK_PREFIX):

@@ -101,13 +101,20 @@ class MountedStore:
         return json.loads(line)
 
 
+@pytest.fixture(scope="module", params=["pyfuse3", "kernel"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Both transports pass the same tests."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-def mount_store(tmp_path: Path) -> Iterator[Callable[..., MountedStore]]:
+def mount_store(tmp_path: Path, transport: str) -> Iterator[Callable[..., MountedStore]]:
     """Mount the test's store, with options; mounted again, it is the same store."""
     mounted: list[MountedStore] = []
 
     def mount(**options: Any) -> MountedStore:
-        mounted.append(MountedStore(tmp_path, options))
+        mounted.append(MountedStore(tmp_path, {"transport": transport} | options))
         return mounted[-1]
 
     yield mount
@@ -123,9 +130,9 @@ def mounted(mount_store: Callable[..., MountedStore]) -> MountedStore:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedStore]:
+def shared(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[MountedStore]:
     """One mount for all tests of a module that only need a place to work in."""
-    one = MountedStore(tmp_path_factory.mktemp("shared"), {})
+    one = MountedStore(tmp_path_factory.mktemp("shared"), {"transport": transport})
     yield one
     one.end()
 
