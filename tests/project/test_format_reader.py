@@ -1,0 +1,188 @@
+"""FORMAT.md is enough to read a store: a reader written from it finds every file and byte."""
+
+import ast
+import inspect
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import msgspec
+import pytest
+import xxhash
+
+from kaifs.meta.records import RootKind, RootState
+from kaifs.service.context import Caller, Context
+from kaifs.service.embedded import run
+from kaifs.service.seal import Params
+from kaifs.service.verbs import VERBS
+from kaifs.store.store import Store
+from kaifs.tree.forest import Forest
+
+
+class StoreReader:
+    """Reads versions by what FORMAT.md says. Nothing of kaifs is used here."""
+
+    def __init__(self, store: Path) -> None:
+        raw = (store / "superblock").read_bytes()
+        fields = struct.unpack("<8sII16sQQQq56x8s", raw)
+        magic, version, order, self.uuid, _, _, incompat, _, own = fields
+        assert (magic, version, order, incompat) == (b"KAIFSSUP", 1, 0x01020304, 0)
+        assert own == xxhash.xxh3_64_digest(raw[:-8])
+        self.segments = store / "segments"
+        self.env = lmdb.Environment(
+            str(store / "index"), readonly=True, lock=False, max_dbs=16, lib_version=0
+        )
+        assert self.record("meta", b"counters")[0] == self.uuid
+
+    def record(self, table: str, key: bytes) -> Any:
+        database = self.env.open_db(table.encode(), create=False)
+        with self.env.begin() as txn:
+            value = txn.get(key, db=database)
+        assert value is not None, f"{table} {key.hex()} is missing"
+        assert value[:8] == xxhash.xxh3_64_digest(value[8:])
+        return msgspec.msgpack.decode(value[8:])
+
+    def version(self, agent: str, label: str) -> Any:
+        (agent_id, *_) = self.record("agents", agent.encode())
+        return self.record("versions", agent_id.to_bytes(8, "big") + label.encode())
+
+    def files(self, agent: str, label: str) -> dict[bytes, bytes]:
+        _, top, _, _, state, *_ = self.record(
+            "roots", self.version(agent, label)[2].to_bytes(8, "big")
+        )
+        assert state == 1, "a version is sealed"
+        keys: dict[tuple[int, int], list[tuple[bytes, bytes]]] = {}
+        for key, value in self._items(top):
+            keys.setdefault(struct.unpack_from(">QB", key), []).append((key[9:], value))
+        return dict(self._walk(keys, 1, b""))
+
+    def _items(self, node: int) -> Iterator[tuple[bytes, bytes]]:
+        kind, _, keys, rest = self.record("nodes", node.to_bytes(8, "big"))
+        for key, below in zip(keys, rest, strict=True):
+            yield from [(key, below)] if kind == "L" else self._items(below)
+
+    def _walk(self, keys: Any, ino: int, path: bytes) -> Iterator[tuple[bytes, bytes]]:
+        mode, _, _, _, size, *_ = msgspec.msgpack.decode(keys[ino, 0][0][1])
+        if mode >> 12 == 0o10:
+            content = bytearray(size)
+            for offset, extent in keys.get((ino, 5), []):
+                start, piece = int.from_bytes(offset, "big"), self._piece(extent)
+                content[start : start + len(piece)] = piece
+            assert len(content) == size
+            yield path, bytes(content)
+        for name, dentry in keys.get((ino, 3), []):
+            child, _, _ = struct.unpack(">QQB", dentry)
+            yield from self._walk(keys, child, path + b"/" + name)
+
+    def _piece(self, extent: bytes) -> bytes:
+        if extent[0] == 0:
+            return extent[1:]
+        _, block, start, length = struct.unpack("<BQII", extent)
+        payload = self._block(block)
+        assert start + length <= len(payload)
+        return payload[start : start + length]
+
+    def _block(self, block: int) -> bytes:
+        record = self.record("blocks", block.to_bytes(8, "big"))
+        segment, offset, stored_size, size, codec, checksum = record
+        assert codec == 0, "this reader has no zstd"
+        with (self.segments / f"{segment:010d}.seg").open("rb") as file:
+            head = file.read(64)
+            assert struct.unpack("<8sII16sQ16x8s", head)[3:5] == (self.uuid, segment)
+            assert head[-8:] == xxhash.xxh3_64_digest(head[:-8])
+            file.seek(offset)
+            header, payload = file.read(48), file.read(stored_size)
+        magic, kind, *_, named, _, own = struct.unpack("<IBBHIIQ16s8s", header)
+        assert (magic, kind, named) == (0x4B424C4B, 1, block)
+        assert own == xxhash.xxh3_64_digest(header[:-8])
+        assert (len(payload), xxhash.xxh3_128_digest(payload)) == (size, checksum)
+        return payload
+
+
+CONTENT = {
+    b"/empty": b"",
+    b"/inline": b"a few bytes",
+    b"/block": bytes(range(256)) * 300,
+    b"/chunks": b"".join(i.to_bytes(4, "big") * 64 for i in range(12_000)),
+    b"/lib/same-as-block": bytes(range(256)) * 300,
+    b"/lib/deep/\xff name": b"not UTF-8",
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the versions 1.0.0 and 1.1.0 of `bot`, closed."""
+    path = tmp_path_factory.mktemp("format") / "store"
+    store = Store.create(path)
+    forest = Forest(store)
+    tree = forest.new_tree(0o755, 0, 0)
+    store.add_agent("bot", 0, 0, tree.root)
+    for directory in (b"lib", b"lib/deep"):
+        above, _, name = directory.rpartition(b"/")
+        tree.make(tree.resolve(above), name, 0o40755, 0, 0, 1)
+    for name, content in CONTENT.items():
+        above, _, last = name.rpartition(b"/")
+        ino = tree.make(tree.resolve(above), last, 0o100644, 0, 0, 1)
+        tree.write(ino, 0, content, 1)
+    sparse = tree.make(tree.resolve(b""), b"sparse", 0o100600, 0, 0, 1)
+    tree.write(sparse, 2_000_000, b"x" * 1000, 1)
+    tree.truncate(sparse, 3_000_000, 1)
+    for number in range(300):
+        tree.make(tree.resolve(b"lib"), b"%d" % number, 0o100644, 0, 0, 1)
+    context = Context(store, forest, Caller(0, 0))
+    run(context, VERBS["seal"], Params(agent="bot", label="1.0.0"))
+    tree.write(tree.resolve(b"inline"), 0, b"A", 2)
+    run(context, VERBS["seal"], Params(agent="bot", label="1.1.0"))
+    store.close()
+    return path
+
+
+def expected(**changed: bytes) -> dict[bytes, bytes]:
+    """Return what 1.0.0 holds, with *changed* at the top."""
+    found = CONTENT | {b"/sparse": bytes(2_000_000) + b"x" * 1000 + bytes(999_000)}
+    found |= {b"/lib/%d" % number: b"" for number in range(300)}
+    return found | {b"/" + name.encode(): content for name, content in changed.items()}
+
+
+def test_reader_finds_every_file_and_byte(store: Path) -> None:
+    assert StoreReader(store).files("bot", "1.0.0") == expected()
+
+
+def test_reader_sees_the_later_version_apart_from_the_first(store: Path) -> None:
+    assert StoreReader(store).files("bot", "1.1.0") == expected(inline=b"A few bytes")
+
+
+def test_version_s_record_is_the_json_that_the_format_describes(store: Path) -> None:
+    reader = StoreReader(store)
+    _, label, _, record, digest, *_ = reader.version("bot", "1.1.0")
+
+    fields = msgspec.json.decode(record)
+
+    assert sorted(fields) == ["dependencies", "hash", "metadata", "parent", "parentHash", "version"]
+    assert (fields["version"], fields["hash"], fields["parent"]) == (label, digest, "1.0.0")
+
+
+def test_numbers_of_states_and_kinds_are_those_of_the_format() -> None:
+    """FORMAT.md gives them in a table, which the comparison of constants does not reach."""
+    states = {state.name.lower(): state.value for state in RootState}
+    kinds = {kind.name.lower(): kind.value for kind in RootKind}
+
+    assert states == {"writable": 0, "sealed": 1, "superseded": 2, "building": 3}
+    assert kinds == {"head": 0, "version": 1, "snapshot": 2, "none": 3}
+
+
+def test_reader_uses_nothing_of_kaifs() -> None:
+    names = {
+        node.id
+        for node in ast.walk(ast.parse(inspect.getsource(StoreReader)))
+        if isinstance(node, ast.Name)
+    }
+    ours = {name for name, value in globals().items() if _is_ours(value)}
+
+    assert not names & ours
+
+
+def _is_ours(value: object) -> bool:
+    return str(getattr(value, "__module__", "")).partition(".")[0] == "kaifs"
