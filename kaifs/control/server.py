@@ -184,7 +184,6 @@ class _Conversation:
         """Run *verb* while items are received; end it when the client goes away."""
         sender, items = trio.open_memory_channel[Item](_ITEMS_AHEAD)
         lost: Exception | None = None
-        done: outcome.Outcome[msgspec.Struct] | None = None
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
@@ -198,8 +197,9 @@ class _Conversation:
             nursery.start_soon(watch)
             done = await outcome.acapture(self._run_and_commit, verb, params, caller, items)
             nursery.cancel_scope.cancel()
-        if done is None:
-            raise lost if lost is not None else _HungUpError
+        # Captured, a Cancelled must not leave the nursery that was cancelled.
+        if lost is not None and isinstance(done, outcome.Error):
+            raise lost
         return done.unwrap()
 
     async def _run_and_commit(
