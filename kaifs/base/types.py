@@ -57,6 +57,11 @@ LINK_MAX: Final = 65000
 """Names of one file. Source: ext4's EXT4_LINK_MAX."""
 FILE_SIZE_MAX: Final = (1 << 63) - 1
 """Bytes in a file. Source: MAX_LFS_FILESIZE on 64 bits."""
+TREE_SIZE_MAX: Final = (1 << 64) - 1
+"""Bytes in all files of a tree, holes included: what msgpack can count."""
+TIME_MIN_NS: Final = -(1 << 63)
+TIME_MAX_NS: Final = (1 << 63) - 1
+"""Times are in 64 bits, from 1677 to 2262; later and earlier ones are cut to that."""
 
 
 def kernel_node(root: RootId, ino: Ino) -> KernelNode:

@@ -51,10 +51,11 @@ class Chunker:
             del self._pending[:length]
 
     def finish(self) -> Iterator[bytes]:
-        """Yield what is left: one chunk if the whole stream was small."""
-        rest = bytes(self._pending)
+        """Yield what is left: one chunk if the whole stream was small. Then a new stream begins."""
+        rest, cut_before = bytes(self._pending), self._cut_before
         self._pending.clear()
-        yield from _cut_long(rest) if self._cut_before else cut(rest)
+        self._cut_before = False
+        yield from _cut_long(rest) if cut_before else cut(rest)
 
 
 def cut(payload: bytes) -> Iterator[bytes]:

@@ -52,6 +52,9 @@ def decode(codec: int, stored: bytes, size: int) -> bytes:
     import zstandard
 
     try:
-        return zstandard.ZstdDecompressor().decompress(stored, max_output_size=size)
+        # The frame says how much memory to take, so it is asked before it is believed.
+        if zstandard.frame_content_size(stored) != size:
+            raise ChecksumMismatchError("block has another size than the index says")
+        return zstandard.ZstdDecompressor().decompress(stored)
     except zstandard.ZstdError as error:
         raise ChecksumMismatchError(f"block cannot be decompressed: {error}") from error

@@ -128,6 +128,8 @@ class Segments:
             if actual > size:
                 self._device.truncate(name, size)
         self.sizes = dict(committed)
+        self._unsynced.clear()
+        self._active, self._tail = None, 0
         if last in committed:
             self._active, self._tail = last, committed[last]
 

@@ -35,8 +35,8 @@ from kaifs.daemon.log import log_to_file
 from kaifs.daemon.options import MountOptions
 from kaifs.fuse import mounting
 from kaifs.fuse.handlers import Handlers
-from kaifs.fuse.invalidate import Invalidator, Pyfuse3Notifier
-from kaifs.fuse.pyfuse3_transport import Pyfuse3Mount
+from kaifs.fuse.invalidate import Invalidator
+from kaifs.fuse.transports import make_transport
 from kaifs.linux.files import write_all
 from kaifs.linux.mounts import MountEntry, MountUser, find_mount, users_of
 from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
@@ -44,6 +44,7 @@ from kaifs.linux.sockets import listen_at
 from kaifs.meta.records import RootKind, RootState
 from kaifs.service.context import Caller, Context
 from kaifs.service.reference import resolve
+from kaifs.service.switching import finish_due_backups
 from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
@@ -147,10 +148,11 @@ class _Daemon:
             self._drop_if_superseded,
         )
         self._forest.recover()
-        self._invalidator = Invalidator(self._namespace, Pyfuse3Notifier())
-        self._store.on_change = self._invalidator.changed
+        finish_due_backups(self._context(Caller(os.geteuid(), os.getegid())))
         self._handlers = Handlers(self._namespace, self._epochs.commit, self._wait_barrier)
-        self._transport = Pyfuse3Mount(self._handlers)
+        self._transport = make_transport(options.transport, self._handlers)
+        self._invalidator = Invalidator(self._namespace, self._transport.notifier)
+        self._store.on_change = self._invalidator.changed
         listener = listen_at(socket_path(settings.store), SOCKET_MODE)
         self._mount()
         services = server.Services(
@@ -248,7 +250,7 @@ class _Daemon:
         assert process is not None, "this process is running"
         mount = MountInfo(
             mountpoint=str(settings.mountpoint),
-            transport="pyfuse3",
+            transport=self._transport.name,
             agent=settings.options.agent or None,
             options=settings.options.text,
             minor=entry.minor,

@@ -167,10 +167,8 @@ def _gid(options: MountOptions, value: str) -> MountOptions:
 
 def _transport(options: MountOptions, value: str) -> MountOptions:
     match value:
-        case "auto" | "pyfuse3":
+        case "auto" | "kernel" | "pyfuse3":
             return replace(options, transport=value)
-        case "kernel":
-            raise ValueError("this kaifs has no kernel transport; use pyfuse3")
         case _:
             raise ValueError("auto, kernel or pyfuse3")
 

@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-import pyfuse3
 import trio
-from pyfuse3 import FileNameT, InodeT
 
 from kaifs.base.types import KernelNode
 from kaifs.store.changes import Change
@@ -37,18 +35,6 @@ class Notifier(Protocol):
     def invalidate_inode(self, node: KernelNode) -> None:
         """Let the kernel forget the attributes and the listing of *node*."""
         ...
-
-
-class Pyfuse3Notifier:
-    """Tells the kernel through pyfuse3's session."""
-
-    def invalidate_entry(self, parent: KernelNode, name: bytes) -> None:
-        """Let the kernel forget *name* in *parent*."""
-        pyfuse3.invalidate_entry(InodeT(parent), FileNameT(name))
-
-    def invalidate_inode(self, node: KernelNode) -> None:
-        """Let the kernel forget the attributes and the listing of *node*."""
-        pyfuse3.invalidate_inode(InodeT(node))
 
 
 @dataclass(frozen=True, slots=True)

@@ -491,7 +491,9 @@ class KernelConnection:
 
 
 class KernelMount:
-    """One mount served by this process. Signals are for the caller to handle."""
+    """One mount through the kernel's protocol. Signals are for the caller to handle."""
+
+    name: Final = "kernel"
 
     def __init__(self, handlers: Handlers, features: Features) -> None:
         """Serve with *handlers*."""
@@ -501,8 +503,19 @@ class KernelMount:
         self._mountpoint = Path()
 
     @property
-    def connection(self) -> KernelConnection:
-        """The connection; there is one once it is mounted."""
+    def notifier(self) -> "KernelMount":
+        """What tells the kernel: this, once it is mounted."""
+        return self
+
+    def invalidate_entry(self, parent: KernelNode, name: bytes) -> None:
+        """As `KernelConnection.invalidate_entry`."""
+        self._connected().invalidate_entry(parent, name)
+
+    def invalidate_inode(self, node: KernelNode) -> None:
+        """As `KernelConnection.invalidate_inode`."""
+        self._connected().invalidate_inode(node)
+
+    def _connected(self) -> KernelConnection:
         assert self._connection is not None, "mount first"
         return self._connection
 
@@ -518,11 +531,11 @@ class KernelMount:
 
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted or `terminate` is called."""
-        await self.connection.serve()
+        await self._connected().serve()
 
     def terminate(self) -> None:
         """Let `serve` return; the mount stays, and answers nothing."""
-        self.connection.terminate()
+        self._connected().terminate()
 
     def unmount(self) -> None:
         """Detach the mount if it is there, and close the connection. After `serve` has returned."""

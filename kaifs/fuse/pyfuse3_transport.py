@@ -14,6 +14,7 @@ import ctypes
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import pyfuse3
 from pyfuse3 import (
@@ -294,8 +295,22 @@ class Pyfuse3Operations(pyfuse3.Operations):
         return _statvfs(self._handlers.statfs())
 
 
+class Pyfuse3Notifier:
+    """Tells the kernel through pyfuse3's session."""
+
+    def invalidate_entry(self, parent: KernelNode, name: bytes) -> None:
+        """Let the kernel forget *name* in *parent*."""
+        pyfuse3.invalidate_entry(InodeT(parent), FileNameT(name))
+
+    def invalidate_inode(self, node: KernelNode) -> None:
+        """Let the kernel forget the attributes and the listing of *node*."""
+        pyfuse3.invalidate_inode(InodeT(node))
+
+
 class Pyfuse3Mount:
     """One mount through pyfuse3. Signals are for the caller to handle."""
+
+    name: Final = "pyfuse3"
 
     def __init__(self, handlers: Handlers) -> None:
         """Serve with *handlers*.
@@ -304,6 +319,7 @@ class Pyfuse3Mount:
             MountFailedError: this pyfuse3 cannot be used.
         """
         self._operations = Pyfuse3Operations(handlers)
+        self.notifier = Pyfuse3Notifier()
 
     def mount(self, mountpoint: Path, options: MountOptions) -> None:
         """Mount on *mountpoint*. Requests wait until `serve` runs.

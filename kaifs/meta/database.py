@@ -66,9 +66,13 @@ class Database:
                 max_spare_txns=4,
                 lib_version=LMDB_ENGINE,
             )
-            self._tables = {
-                table: self._env.open_db(table.value.encode(), create=create) for table in Table
-            }
+            try:
+                self._tables = {
+                    table: self._env.open_db(table.value.encode(), create=create) for table in Table
+                }
+            except BaseException:
+                self._env.close()
+                raise
         except (lmdb.DiskError, PermissionError, FileNotFoundError) as error:
             raise StoreIOError(str(error)) from error
         except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:

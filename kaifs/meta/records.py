@@ -82,6 +82,8 @@ class AgentRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_f
     """Label under which `superseded` is still to be sealed; empty if nothing is due."""
     superseded: RootId = RootId(0)
     """The head before the last rollback, while its backup is due."""
+    backup_base: str = ""
+    """Label that `superseded` was based on; empty if none."""
 
 
 class VersionRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -60,11 +60,11 @@ def switch_current(
         raise
     label = backup_label(context, agent)
     agent = store.switch_head(agent, clone.root, version.label)
-    store.put_agent(replace(agent, backup=label, superseded=old))
+    store.put_agent(replace(agent, backup=label, superseded=old, backup_base=previous))
+    store.note_unfinished(store.root(old))
     try:
         yield Flush()
-        base = store.find_version(agent.agent_id, previous)
-        backup = yield from finish_backup(context, agent.name, base)
+        backup = yield from finish_backup(context, agent.name)
     except BaseException:
         _switch_back(context, agent.name, old, previous)
         raise
@@ -72,12 +72,13 @@ def switch_current(
 
 
 def finish_backup(
-    context: Context, name: str, base: VersionRecord | None
+    context: Context, name: str
 ) -> Generator[Step, Item | None, VersionRecord | None]:
-    """Seal the backup that is due for the agent *name*, if it differs from *base*."""
+    """Seal the backup that is due for the agent *name*, if it has anything uncommitted."""
     store = context.store
     agent = store.get_agent(name)
     source = context.forest.tree(agent.superseded)
+    base = store.find_version(agent.agent_id, agent.backup_base)
     base_tree = version_tree(context, base)
     backup = None
     if _is_changed(source, base_tree):
@@ -86,7 +87,8 @@ def finish_backup(
         notes = f"What current had uncommitted{over} at a rollback"
         description = Description(snapshot_type="rollback", notes=notes)
         backup = add_version(context, agent, agent.backup, sealed, description, base)
-    store.put_agent(replace(store.get_agent(name), backup="", superseded=NO_ROOT))
+    agent = replace(store.get_agent(name), backup="", superseded=NO_ROOT, backup_base="")
+    store.put_agent(agent)
     store.set_root_state(source.root, RootState.SUPERSEDED)
     return backup
 
@@ -94,29 +96,13 @@ def finish_backup(
 def finish_due_backups(context: Context) -> None:
     """Seal every backup that a process left due when it died. For whoever opens a store."""
     store = context.store
-    for agent in store.agents():
-        if agent.superseded:
-            store.set_root_state(store.root(agent.superseded), RootState.WRITABLE)
-            for _ in finish_backup(context, agent.name, _base_of_due(context, agent)):
+    for root_id in store.unfinished_roots():
+        root = store.root(root_id)
+        agent = store.agent_by_id(root.agent_id)
+        if agent is not None and context.forest.has_due_backup(root):
+            context.forest.tree(root_id).reap_all()
+            for _ in finish_backup(context, agent.name):
                 pass
-
-
-def _base_of_due(context: Context, agent: AgentRecord) -> VersionRecord | None:
-    """Return what the superseded tree was based on: the version that it equals, or the newest.
-
-    The record of the agent names the rollback's target by now.
-    """
-    source = context.forest.tree(agent.superseded)
-    label = parse_label(agent.backup)
-    older = [
-        version
-        for version in context.store.versions(agent.agent_id)
-        if parse_label(version.label) < label
-    ]
-    for version in reversed(older):
-        if not _is_changed(source, version_tree(context, version)):
-            return version
-    return older[-1] if older else None
 
 
 def backup_label(context: Context, agent: AgentRecord) -> str:
@@ -157,6 +143,6 @@ def _switch_back(context: Context, name: str, old: RootId, previous: str) -> Non
     store = context.store
     agent = store.get_agent(name)
     failed = agent.head
-    agent = replace(agent, backup="", superseded=NO_ROOT)
+    agent = replace(agent, backup="", superseded=NO_ROOT, backup_base="")
     store.switch_head(agent, store.root(old), previous)
     store.set_root_state(store.root(failed), RootState.SUPERSEDED)

@@ -9,10 +9,12 @@ A segment is deleted only after the commit that names none of its blocks.
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass
 
+from kaifs.base.errors import ChecksumMismatchError, StoreIOError
 from kaifs.base.types import BlockId, NodeId, SegmentId
-from kaifs.blocks.segments import SEGMENT_HEADER_SIZE
+from kaifs.blocks.segments import SEGMENT_HEADER_SIZE, RecordHeader
 from kaifs.meta import keys
 from kaifs.meta.database import Table
 from kaifs.meta.node import Leaf
@@ -171,12 +173,20 @@ def _empty(
     store: Store, segment: SegmentId, size: int, freed: Freed
 ) -> Generator[GcStep, None, None]:
     payload = store.payload
-    for offset, header in store.segments.scan(segment, size):
+    for offset, header in _readable(store, segment, size):
         record = payload.find_record(header.block)
         here = record is not None and (record.segment, record.offset) == (segment, offset)
         if here and payload.move(header.block):
             freed.moved += header.stored_size
             yield freed
+
+
+def _readable(
+    store: Store, segment: SegmentId, size: int
+) -> Generator[tuple[int, RecordHeader], None, None]:
+    # What follows a damaged header cannot be found: the segment stays, and fsck tells why.
+    with suppress(ChecksumMismatchError, StoreIOError):
+        yield from store.segments.scan(segment, size)
 
 
 def collect_now(store: Store, *, compact_below: float = LEAST_LIVE) -> Freed:

@@ -27,6 +27,7 @@ class Nodes:
         self._cache: dict[NodeId, Leaf | Branch] = {}
         self._dirty: dict[NodeId, Leaf | Branch] = {}
         self._memory = 0
+        self._shrink_at = cache_bytes
         self.next_node = next_node
         self._first_of_epoch = next_node
         self.visits = 0
@@ -98,6 +99,8 @@ class Nodes:
         if not node.dirty:
             node.dirty = True
             self._dirty[node.node_id] = node
+            # Whoever changes it may have held it while the cache dropped it.
+            self._cache[node.node_id] = node
 
     def drop(self, node: Leaf | Branch) -> None:
         """Delete a node that only its own root ever named."""
@@ -125,6 +128,7 @@ class Nodes:
         self._cache.clear()
         self._dirty.clear()
         self._memory = 0
+        self._shrink_at = self._cache_bytes
         self.next_node = self._first_of_epoch = next_node
 
     def _next_id(self) -> NodeId:
@@ -135,7 +139,7 @@ class Nodes:
     def _add(self, node: Leaf | Branch) -> None:
         self._cache[node.node_id] = node
         self._memory += node.memory
-        if self._memory > self._cache_bytes:
+        if self._memory > self._shrink_at:
             self._shrink()
 
     def _shrink(self) -> None:
@@ -158,3 +162,5 @@ class Nodes:
             del self._cache[node_id]
             memory -= node.memory
         self._memory = memory
+        # Dirty nodes stay, however many: do not look at all of them for each one more.
+        self._shrink_at = max(self._cache_bytes, memory + self._cache_bytes // 4)

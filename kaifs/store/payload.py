@@ -11,7 +11,7 @@ from collections import OrderedDict
 from typing import Protocol
 
 from kaifs.base.digest import checksum
-from kaifs.base.errors import ChecksumMismatchError
+from kaifs.base.errors import ChecksumMismatchError, StoreIOError
 from kaifs.base.types import BlockId, SegmentId
 from kaifs.blocks.compression import Compressor, decode
 from kaifs.blocks.segments import RecordHeader, Segments, record_size
@@ -77,7 +77,7 @@ class Payload:
         for block in ids:
             try:
                 same = self.read(block) == payload
-            except ChecksumMismatchError:
+            except (ChecksumMismatchError, StoreIOError):
                 # Never lean on a damaged block; what comes next is written anew.
                 damaged.append(block)
                 continue
@@ -190,7 +190,7 @@ class Payload:
         try:
             self.read_stored(record)
             stored = self._segments.read_stored(record.segment, record.offset, record.stored_size)
-        except ChecksumMismatchError:
+        except (ChecksumMismatchError, StoreIOError):
             return False
         header = RecordHeader(block, record.codec, record.stored_size, record.size, record.checksum)
         segment, offset = self._append_record(header, stored)

@@ -429,15 +429,22 @@ class Registry:
 
     def set_root_state(self, root: Root, state: RootState) -> None:
         """Set what may happen to the tree of *root*."""
+        was_writable, was_passing = root.is_writable, root.is_passing
         root.state = state
         root.dirty = True
-        if state in (RootState.BUILDING, RootState.SUPERSEDED):
+        if not was_writable:
+            # Clones made while it could not change share its nodes.
+            self.freeze_root(root)
+        if root.is_passing:
             self.pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
-        else:
+        elif was_passing:
             self.pending.delete(Table.UNFINISHED, root_key(root.root_id))
 
-    def note_orphans(self, root: Root) -> None:
-        """Remember that *root* has inodes without a name, to be reaped at the next start."""
+    def note_unfinished(self, root: Root) -> None:
+        """Remember that *root* must be looked after when the store is opened again.
+
+        It has inodes without a name, or is a head whose backup is due.
+        """
         self.pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
 
     def unfinished_roots(self) -> list[RootId]:

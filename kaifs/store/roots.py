@@ -49,6 +49,11 @@ class Root:
         """Whether the tree may change."""
         return self.state in (RootState.WRITABLE, RootState.BUILDING)
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether the root goes away when the store is opened again, if nobody looks after it."""
+        return self.state in (RootState.BUILDING, RootState.SUPERSEDED)
+
     def record(self) -> RootRecord:
         """Return the root as it is kept."""
         return RootRecord(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import secrets
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -106,22 +107,18 @@ class Store(Registry):
         lock: FileLock,
         clock: Clock,
         options: StoreOptions,
-        device: Device | None = None,
+        database: Database,
+        segments: Segments,
     ) -> None:
-        """Open what `create` or `open` has found; not for others to call."""
+        """Use what `create` or `open` has found; not for others to call."""
         super().__init__()
         self.path = path
         self.clock = clock
         self.superblock = superblock
         self._lock = lock
-        self._options = options
-        self.database = Database(path / INDEX_FOLDER, map_size=options.map_size)
+        self.database = database
         self.pending = Pending(self.database)
-        self.segments = Segments(
-            device or FileDevice(path / SEGMENT_FOLDER),
-            superblock.uuid,
-            segment_size=options.segment_size,
-        )
+        self.segments = segments
         self._doomed: list[SegmentId] = []
         counters = self._load_counters()
         self._ids = _Ids(counters.block, counters.segment)
@@ -217,13 +214,20 @@ class Store(Registry):
             raise StoreBusyError(f"{path}: {error.owner_text}") from error
         except OSError as error:
             raise _failure(path, error) from error
-        try:
-            return cls(
-                path, superblock, lock, clock or SystemClock(), options or StoreOptions(), device
+        options = options or StoreOptions()
+        with ExitStack() as opened:
+            opened.callback(lock.release)
+            database = Database(path / INDEX_FOLDER, map_size=options.map_size)
+            opened.callback(database.close)
+            segments = Segments(
+                device or FileDevice(path / SEGMENT_FOLDER),
+                superblock.uuid,
+                segment_size=options.segment_size,
             )
-        except BaseException:
-            lock.release()
-            raise
+            opened.callback(segments.close)
+            store = cls(path, superblock, lock, clock or SystemClock(), options, database, segments)
+            opened.pop_all()
+        return store
 
     def close(self, *, commit: bool = True) -> None:
         """Commit if asked to, and let the store go."""

@@ -189,23 +189,26 @@ class BTree:
             parent.weight += len(bound) + 8
             nodes.touch(parent)
             at_end = at_end and index + 2 == len(parent.children)
-            if right.is_overfull:
-                self._split_right(right, parent, index + 1)
+            if isinstance(node, Leaf) and isinstance(right, Leaf):
+                self._split_heavy(right, parent, index + 1)
+                self._split_heavy(node, parent, index)
             node = parent
 
-    def _split_right(self, right: Leaf | Branch, parent: Branch, index: int) -> None:
-        # Only with records near MAX_BYTES: a half can still be too heavy.
-        while right.is_overfull and isinstance(right, Leaf):
-            middle = len(right.keys) // 2
-            rest = self._nodes.new_leaf(
-                self._root.generation, right.keys[middle:], right.values[middle:]
+    def _split_heavy(self, leaf: Leaf, parent: Branch, index: int) -> None:
+        """Split the child at *index* on: with values near MAX_BYTES a half can be too heavy."""
+        if leaf.is_overfull:
+            middle = len(leaf.keys) // 2
+            right = self._nodes.new_leaf(
+                self._root.generation, leaf.keys[middle:], leaf.values[middle:]
             )
-            parent.keys.insert(index + 1, right.keys[middle])
-            parent.children.insert(index + 1, rest.node_id)
-            parent.weight += len(right.keys[middle]) + 8
-            del right.keys[middle:]
-            del right.values[middle:]
-            right.weight -= rest.weight
+            parent.keys.insert(index + 1, right.keys[0])
+            parent.children.insert(index + 1, right.node_id)
+            parent.weight += len(right.keys[0]) + 8
+            del leaf.keys[middle:]
+            del leaf.values[middle:]
+            leaf.weight -= right.weight
+            self._split_heavy(right, parent, index + 1)
+            self._split_heavy(leaf, parent, index)
 
     def _shrink(self, node: Leaf | Branch, path: _Path) -> None:
         """Merge nodes from *node* up while they are small and fit into a neighbour."""

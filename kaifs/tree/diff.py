@@ -92,10 +92,31 @@ def _diff_lineage(old: Tree, new: Tree) -> list[Difference]:
         ):
             found += [Difference("M", path, ino, ino) for path in new.paths(ino)]
     for path in gone.keys() & come.keys():
+        if _is_moved_directory(old, gone[path], new, come[path]):
+            # Told as renamed; what is below it has not changed and goes with it.
+            continue
         difference = _compare(old, gone.pop(path), new, come.pop(path), path)
         if difference is not None:
             found.append(difference)
     return found + _pair(old, gone, new, come)
+
+
+def _is_moved_directory(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino) -> bool:
+    """Return whether a path that leads elsewhere now has lost or won a directory by a rename."""
+    if old_ino == new_ino:
+        return False
+    return any(
+        _is_same(_find(old, ino), inode := _find(new, ino)) and _is_directory(inode)
+        for ino in (old_ino, new_ino)
+    )
+
+
+def _is_same(before: InodeRecord | None, after: InodeRecord | None) -> bool:
+    return before is not None and after is not None and before.btime_ns == after.btime_ns
+
+
+def _is_directory(inode: InodeRecord | None) -> bool:
+    return inode is not None and stat.S_ISDIR(inode.mode)
 
 
 def _pair(old: Tree, gone: dict[bytes, Ino], new: Tree, come: dict[bytes, Ino]) -> list[Difference]:
@@ -106,8 +127,7 @@ def _pair(old: Tree, gone: dict[bytes, Ino], new: Tree, come: dict[bytes, Ino]) 
     found: list[Difference] = []
     for path in sorted(come):
         ino = come[path]
-        before, after = _find(old, ino), _find(new, ino)
-        if before and after and before.btime_ns == after.btime_ns and left.get(ino):
+        if left.get(ino) and _is_same(_find(old, ino), _find(new, ino)):
             old_path = left[ino].pop(0)
             del gone[old_path]
             found.append(Difference("R", path, ino, ino, old_path))

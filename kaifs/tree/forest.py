@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kaifs.base.types import RootId
-from kaifs.meta.records import RootKind, RootState
+from kaifs.meta.records import RootKind
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
 from kaifs.tree.tree import Tree
@@ -51,20 +51,25 @@ class Forest:
         self.store.drop_root(root_id)
 
     def recover(self) -> None:
-        """After opening a store: drop what was being built, reap what nobody holds any more."""
+        """After opening a store: drop what was being built, reap what nobody holds any more.
+
+        A head whose backup is due is left as it is, for the verb that seals it.
+        """
         for root_id in self.store.unfinished_roots():
             if not self.store.has_root(root_id):
                 self.store.finish_root(root_id)
                 continue
             root = self.store.root(root_id)
-            if root.state in (RootState.BUILDING, RootState.SUPERSEDED):
-                if not self._is_backup_due(root):
-                    self.drop(root_id)
+            if self.has_due_backup(root):
+                continue
+            if root.is_passing:
+                self.drop(root_id)
             else:
                 self.tree(root_id).reap_all()
                 self.store.finish_root(root_id)
 
-    def _is_backup_due(self, root: Root) -> bool:
+    def has_due_backup(self, root: Root) -> bool:
+        """Return whether *root* was a head and is still to be sealed as a backup."""
         if root.kind is not RootKind.HEAD:
             return False
         agent = self.store.agent_by_id(root.agent_id)

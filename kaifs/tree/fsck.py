@@ -294,7 +294,7 @@ class _Check:
         for root_id in store.root_ids():
             root = store.root(root_id)
             subject = f"root {root_id}"
-            passing = root.state in (RootState.BUILDING, RootState.SUPERSEDED)
+            passing = root.is_passing
             if passing and root_id not in unfinished:
                 self._find(16, subject, f"{root.state.name.lower()}, but not listed")
             if not passing and root_id not in owned:

@@ -20,6 +20,7 @@ from kaifs.base.digest import sha256
 from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import TOP_INO, Ino, RootId
 from kaifs.meta.records import InodeRecord
+from kaifs.store.roots import Root
 from kaifs.tree.tree import Tree
 
 HEADER: Final = b"#mtree\n"
@@ -85,6 +86,9 @@ class _Listing:
     below: tuple[Ino, ...]
 
 
+_Listings = dict[Ino, _Listing]
+
+
 class Manifests:
     """Renders manifests, keeping the listings of the trees rendered last."""
 
@@ -92,11 +96,9 @@ class Manifests:
     """Trees of which listings are kept."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[RootId, dict[Ino, _Listing]] = OrderedDict()
+        self._known: OrderedDict[RootId, tuple[Root, _Listings]] = OrderedDict()
 
-    def render(
-        self, tree: Tree, *, base: RootId | None = None, changed: Iterable[Ino] = ()
-    ) -> bytes:
+    def render(self, tree: Tree, *, base: Tree | None = None, changed: Iterable[Ino] = ()) -> bytes:
         """Return the manifest of a *tree* that does not change any more.
 
         With a *base* rendered before, only the directories among *changed* are
@@ -106,12 +108,12 @@ class Manifests:
             StoreDamagedError: a regular file's SHA-256 is not known.
         """
         root_id = tree.root.root_id
-        listings = self._known.get(root_id)
+        listings = self._find(tree)
         if listings is None:
-            listings = dict(self._known.get(base, {})) if base is not None else {}
+            listings = dict((base and self._find(base)) or {})
             for ino in changed:
                 listings.pop(ino, None)
-            self._known[root_id] = listings
+            self._known[root_id] = tree.root, listings
         self._known.move_to_end(root_id)
         while len(self._known) > self.KEPT:
             self._known.popitem(last=False)
@@ -119,12 +121,17 @@ class Manifests:
         _collect(tree, listings, pieces)
         return b"".join(pieces)
 
+    def _find(self, tree: Tree) -> _Listings | None:
+        root, listings = self._known.get(tree.root.root_id, (None, None))
+        # After `abandon` the store gives the same id to another root.
+        return listings if root is tree.root else None
+
     def forget(self, root_id: RootId) -> None:
         """Drop what is kept of a root."""
         self._known.pop(root_id, None)
 
 
-def _collect(tree: Tree, listings: dict[Ino, _Listing], pieces: list[bytes]) -> None:
+def _collect(tree: Tree, listings: _Listings, pieces: list[bytes]) -> None:
     # A stack and no recursion: an agent may nest directories as deep as it likes.
     stack = [(_listing(tree, listings, TOP_INO), 0)]
     while stack:
@@ -137,7 +144,7 @@ def _collect(tree: Tree, listings: dict[Ino, _Listing], pieces: list[bytes]) -> 
             pieces.append(UP)
 
 
-def _listing(tree: Tree, listings: dict[Ino, _Listing], ino: Ino) -> _Listing:
+def _listing(tree: Tree, listings: _Listings, ino: Ino) -> _Listing:
     listing = listings.get(ino)
     if listing is None:
         listing = listings[ino] = _render_directory(tree, ino)

@@ -15,7 +15,7 @@ from kaifs.base.digest import Sha256, sha256
 from kaifs.base.types import BlockId, Ino
 from kaifs.blocks.chunking import INLINE_MAX, Chunker
 from kaifs.meta import keys
-from kaifs.meta.records import INODE, Extent, InodeRecord, RootState
+from kaifs.meta.records import INODE, Extent, RootState
 from kaifs.tree.diff import changed_inos, directories_to_render
 from kaifs.tree.forest import Forest
 from kaifs.tree.manifest import Manifests, manifest_hash
@@ -49,29 +49,41 @@ def seal(
         The sealed clone. *source* shares its blocks, and all of its nodes unless
         it changed meanwhile.
     """
-    store = forest.store
     shares_all = not source.orphans()
     tree = forest.clone(source)
     changes = source.root.changes
-    if base is not None and base.root.lineage != tree.root.lineage:
-        base = None
-    changed = None if base is None else changed_inos(base, tree)
     before: dict[Ino, list[Extent]] = {}
-    for ino in _files_without_digest(tree, changed):
-        before[ino] = tree.content.extents(ino)
-        yield from canonicalise(tree, ino)
-    if base is not None and changed is not None:
-        directories = directories_to_render(base, tree, changed)
-        text = manifests.render(tree, base=base.root.root_id, changed=directories)
-    else:
-        text = manifests.render(tree)
+    try:
+        text = yield from _canonical_manifest(manifests, tree, base, before)
+    except BaseException:
+        manifests.forget(tree.root.root_id)
+        forest.drop(tree.root.root_id)
+        raise
     if source.is_writable:
         if shares_all and source.root.changes == changes:
-            store.adopt_nodes(source.root, tree.root)
+            forest.store.adopt_nodes(source.root, tree.root)
         else:
             _adopt_content(source, tree, before)
-    store.set_root_state(tree.root, RootState.SEALED)
+    forest.store.set_root_state(tree.root, RootState.SEALED)
     return SealedTree(tree, text, manifest_hash(text))
+
+
+def _canonical_manifest(
+    manifests: Manifests, tree: Tree, base: Tree | None, before: dict[Ino, list[Extent]]
+) -> Generator[int, None, bytes]:
+    """Put what changed in *tree* since *base* into canonical blocks; *before* is what it had."""
+    directories: set[Ino] = set()
+    if base is not None and base.root.lineage == tree.root.lineage:
+        changed = changed_inos(base, tree)
+        directories = directories_to_render(base, tree, changed)
+        candidates = list(changed)
+    else:
+        base = None
+        candidates = [entry.ino for entry in tree.walk()]
+    for ino in _files_without_digest(tree, candidates):
+        before[ino] = tree.content.extents(ino)
+        yield from canonicalise(tree, ino)
+    return manifests.render(tree, base=base, changed=directories)
 
 
 def _adopt_content(source: Tree, tree: Tree, before: dict[Ino, list[Extent]]) -> None:
@@ -86,21 +98,16 @@ def _adopt_content(source: Tree, tree: Tree, before: dict[Ino, list[Extent]]) ->
             source.set_content(ino, tree.content.extents(ino), sealed.size, sealed.sha256)
 
 
-def _files_without_digest(tree: Tree, changed: dict[Ino, set[int]] | None) -> list[Ino]:
-    if changed is None:
-        candidates = [entry.ino for entry in tree.walk()]
-    else:
-        candidates = [ino for ino, kinds in changed.items() if keys.INODE in kinds]
+def _files_without_digest(tree: Tree, candidates: list[Ino]) -> list[Ino]:
     found = []
+    # A file with several names is met several times.
     for ino in dict.fromkeys(candidates):
         value = tree.btree.get(keys.inode_key(ino))
-        if value is not None and _lacks_digest(INODE.decode(value)):
-            found.append(ino)
+        if value is not None:
+            inode = INODE.decode(value)
+            if stat.S_ISREG(inode.mode) and not inode.sha256:
+                found.append(ino)
     return found
-
-
-def _lacks_digest(inode: InodeRecord) -> bool:
-    return stat.S_ISREG(inode.mode) and not inode.sha256
 
 
 def canonicalise(tree: Tree, ino: Ino) -> Generator[int, None, None]:

@@ -38,7 +38,10 @@ from kaifs.base.types import (
     MAX_INO,
     NAME_MAX,
     SYMLINK_MAX,
+    TIME_MAX_NS,
+    TIME_MIN_NS,
     TOP_INO,
+    TREE_SIZE_MAX,
     XATTR_NAME_MAX,
     XATTR_SIZE_MAX,
     BlockId,
@@ -571,7 +574,7 @@ class Tree:
     def _make_orphan(self, ino: Ino, inode: InodeRecord) -> None:
         self.put_inode(ino, inode)
         self.btree.put(keys.orphan_key(ino), b"")
-        self.store.note_orphans(self.root)
+        self.store.note_unfinished(self.root)
 
     def orphans(self) -> list[Ino]:
         """Return the inodes without a name."""
@@ -628,9 +631,9 @@ class Tree:
             mode=mode,
             uid=inode.uid if change.uid is None else change.uid,
             gid=inode.gid if change.gid is None else change.gid,
-            atime_ns=inode.atime_ns if change.atime_ns is None else change.atime_ns,
-            mtime_ns=inode.mtime_ns if change.mtime_ns is None else change.mtime_ns,
-            ctime_ns=now_ns if change.ctime_ns is None else change.ctime_ns,
+            atime_ns=inode.atime_ns if change.atime_ns is None else _cut_time(change.atime_ns),
+            mtime_ns=inode.mtime_ns if change.mtime_ns is None else _cut_time(change.mtime_ns),
+            ctime_ns=now_ns if change.ctime_ns is None else _cut_time(change.ctime_ns),
         )
         self.put_inode(ino, inode)
         return inode
@@ -642,6 +645,11 @@ class Tree:
             raise InvalidOperationError("only a regular file has a size")
         if size > FILE_SIZE_MAX:
             raise FileTooLargeError
+        self._check_tree_size(inode, size)
+
+    def _check_tree_size(self, inode: InodeRecord, size: int) -> None:
+        if self.root.size + size - inode.size > TREE_SIZE_MAX:
+            raise NoSpaceError("the sizes of a tree's files cannot be counted any more")
 
     def _resize(self, ino: Ino, inode: InodeRecord, size: int, now_ns: int) -> InodeRecord:
         allocated = inode.allocated
@@ -696,8 +704,9 @@ class Tree:
             raise FileTooLargeError
         if not payload:
             return 0
-        grown = self.content.write(ino, offset, payload)
         size = max(inode.size, stop)
+        self._check_tree_size(inode, size)
+        grown = self.content.write(ino, offset, payload)
         self.root.size += size - inode.size
         changed = replace(
             inode,
@@ -716,6 +725,7 @@ class Tree:
 
         Raises:
             FileError: as truncate(2).
+            NoSpaceError: the tree's files would be too large together.
         """
         self.set_attributes(ino, AttributeChange(size=size), now_ns)
 
@@ -723,6 +733,7 @@ class Tree:
         """Let a file consist of *extents*, *size* bytes with that SHA-256; times stay."""
         self._check_writable()
         inode = self.inode(ino)
+        self._check_tree_size(inode, size)
         self.content.replace(ino, extents)
         self.root.size += size - inode.size
         allocated = sum(extent.length for extent in extents)
@@ -804,6 +815,10 @@ class Tree:
         if not self.btree.delete(keys.xattr_key(ino, name)):
             raise NoAttributeError(os.fsdecode(name))
         self.put_inode(ino, replace(inode, ctime_ns=now_ns))
+
+
+def _cut_time(time_ns: int) -> int:
+    return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
 
 
 def without_set_id(mode: int) -> int:

@@ -40,7 +40,7 @@ def test_a_sealed_view_is_read_only() -> None:
     "text",
     [
         *("colour=blue", "nonsense", "ro=1", "commit", "commit=", "commit=-1", "commit=nan"),
-        *("commit=0", "commit=1e3", "transport=kernel", "transport=nfs", "view=current"),
+        *("commit=0", "commit=1e3", "transport=nfs", "view=current"),
         *("agent=s-x", "agent=../x", "agent=bot,view=@versions/1", "agent=bot,view=@time/x"),
         *("agent=bot,view=current/sub", "compress=gzip", "compress=zstd:0", "compress=zstd:99"),
         *("uid=nobody-of-that-name", "uid=4294967295", "cache=1.5", "busypoll=x", "latency=low"),

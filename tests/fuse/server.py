@@ -16,10 +16,9 @@ import trio
 
 from kaifs.base.types import RootId
 from kaifs.fuse.handlers import Handlers
-from kaifs.fuse.invalidate import Invalidator, Pyfuse3Notifier
-from kaifs.fuse.kernel_transport import Features, KernelMount
+from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.mounting import MountOptions
-from kaifs.fuse.pyfuse3_transport import Pyfuse3Mount
+from kaifs.fuse.transports import make_transport
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
@@ -45,7 +44,7 @@ class Server:
             on_root_forgotten=self.forgotten.append,
         )
         self.handlers = Handlers(self.namespace, self.commit, self.barrier)
-        self.invalidator = Invalidator(self.namespace, Pyfuse3Notifier())
+        self.invalidator: Invalidator
         self.barriers = 0
         self._committing = trio.Lock()
 
@@ -109,17 +108,12 @@ class Server:
 
     async def serve(self, mountpoint: Path, options: dict[str, Any]) -> None:
         """Mount, obey stdin, unmount."""
-        mount: Pyfuse3Mount | KernelMount
-        if options.get("transport") == "kernel":
-            mount = KernelMount(self.handlers, Features())
-        else:
-            mount = Pyfuse3Mount(self.handlers)
+        mount = make_transport(options["transport"], self.handlers)
+        self.invalidator = Invalidator(self.namespace, mount.notifier)
         mount.mount(
             mountpoint,
             MountOptions(read_only=options.get("ro", False), flags=("dev", "suid")),
         )
-        if isinstance(mount, KernelMount):
-            self.invalidator = Invalidator(self.namespace, mount.connection)
         self.store.on_change = self.invalidator.changed
         try:
             async with trio.open_nursery() as nursery:
