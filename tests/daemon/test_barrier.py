@@ -126,18 +126,16 @@ from kaifs.control.client import call
 from kaifs.service.snapshot import Params
 print("ready", flush=True)
 sys.stdin.readline()
-call(Path(sys.argv[1]), "snapshot", Params(reference="agent", name="snap"))
+call(Path(sys.argv[1]), "snapshot", Params(reference="agent", name=sys.argv[2]))
 """
 
 
-@pytest.mark.slow
-def test_sigkill_during_a_barrier_leaves_a_mount_to_clear_and_a_store_to_open(
-    mounted: Site,
-) -> None:
+def is_killed_in_a_barrier(mounted: Site, name: str) -> bool:
+    """Make the snapshot *name* and kill the daemon while its helper flushes; False: too late."""
     (info,) = mounted.infos
     helper = helper_of(info.pid)
     with subprocess.Popen(
-        [sys.executable, "-c", SNAPSHOT, str(mounted.store)],
+        [sys.executable, "-c", SNAPSHOT, str(mounted.store), name],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -150,12 +148,19 @@ def test_sigkill_during_a_barrier_leaves_a_mount_to_clear_and_a_store_to_open(
             client.stdin.write(b"go\n")
             client.stdin.flush()
             while not is_in_system_call(helper, SYNCFS, FSTATFS):
-                assert client.poll() is None, "the snapshot was made before the daemon was killed"
-
+                if client.poll() is not None:
+                    return False
             send_signal(info.process, signal.SIGKILL)
-
             assert wait_end(info.process, 20), "the daemon cannot be killed"
-        assert client.wait(20) != 0
+        return client.wait(20) != 0
+
+
+@pytest.mark.slow
+def test_sigkill_during_a_barrier_leaves_a_mount_to_clear_and_a_store_to_open(
+    mounted: Site,
+) -> None:
+    # The barrier may be over before its system call is seen; then another one is tried.
+    assert any(is_killed_in_a_barrier(mounted, f"snap{number}") for number in range(20))
 
     store = Store.open(mounted.store, wait_s=5)
     try:
