@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,17 @@ import msgspec
 import pytest
 import xxhash
 
-from kaifs.meta.records import RootKind, RootState
+from kaifs.meta.records import (
+    AgentRecord,
+    BlockRecord,
+    CounterRecord,
+    InodeRecord,
+    RootKind,
+    RootRecord,
+    RootState,
+    SnapshotRecord,
+    VersionRecord,
+)
 from kaifs.service.context import Caller, Context
 from kaifs.service.embedded import run
 from kaifs.service.seal import Params
@@ -162,6 +173,30 @@ def test_version_s_record_is_the_json_that_the_format_describes(store: Path) -> 
 
     assert sorted(fields) == ["dependencies", "hash", "metadata", "parent", "parentHash", "version"]
     assert (fields["version"], fields["hash"], fields["parent"]) == (label, digest, "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("heading", "column", "record"),
+    [
+        ("Counters", 1, CounterRecord),
+        ("Blocks", 1, BlockRecord),
+        ("Roots", 1, RootRecord),
+        ("Agents, versions, snapshots", 1, AgentRecord),
+        ("Agents, versions, snapshots", 2, VersionRecord),
+        ("Agents, versions, snapshots", 3, SnapshotRecord),
+        ("Inodes", 1, InodeRecord),
+    ],
+)
+def test_every_field_of_a_record_has_its_row(
+    heading: str, column: int, record: type[msgspec.Struct]
+) -> None:
+    """Fields are told by position, so the rows must be as many, numbered from 0."""
+    text = (Path(__file__).parents[2] / "docs" / "FORMAT.md").read_text()
+    section = re.split(r"^##+ ", text.partition(f"### {heading}\n")[2], flags=re.MULTILINE)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line[:3].strip("| ")]
+    numbers = [row[0].strip() for row in rows if row[0].strip().isdigit() and row[column].strip()]
+
+    assert numbers == [str(number) for number in range(len(record.__struct_fields__))]
 
 
 def test_numbers_of_states_and_kinds_are_those_of_the_format() -> None:
