@@ -8,6 +8,7 @@ reader makes the file grow with every commit.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +23,9 @@ LMDB_ENGINE: Final = 0
 """Major version of the engine. 0.9 is what the format is made with; py-lmdb also ships 1.0."""
 MAP_SIZE: Final = 64 << 30
 """Bytes of address space first reserved. The file itself grows only as it is used."""
+FULL: Final = 1 << 20
+"""A disk with fewer free bytes is called full when LMDB cannot write to it."""
+_FULL_CODES: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Table(StrEnum):
@@ -53,6 +57,7 @@ class Database:
             StoreIOError: the system refuses.
             StoreDamagedError: LMDB does not accept the files.
         """
+        self._folder = folder
         self._map_size = map_size
         try:
             self._env = lmdb.Environment(
@@ -80,7 +85,7 @@ class Database:
         except (lmdb.NotFoundError, lmdb.ReadonlyError) as error:
             raise StoreDamagedError(f"index lacks a table: {error}") from error
         except lmdb.Error as error:
-            raise _io_error(error) from error
+            raise StoreIOError(str(error)) from error
 
     def close(self) -> None:
         """Close the environment."""
@@ -151,9 +156,17 @@ class Database:
                 self._map_size *= 2
                 self._env.set_mapsize(self._map_size)
             except lmdb.Error as error:
-                raise _io_error(error) from error
+                raise self._failure(error) from error
             else:
                 return
+
+    def _failure(self, error: lmdb.Error) -> NoSpaceError | StoreIOError:
+        # Where the disk fills up in the middle of a write, LMDB says EIO: mdb_page_flush,
+        # "Short write, filesystem full?".
+        disk = os.statvfs(self._folder)
+        is_full = disk.f_bavail * disk.f_frsize < FULL
+        is_full = is_full or any(os.strerror(code) in str(error) for code in _FULL_CODES)
+        return NoSpaceError(str(error)) if is_full else StoreIOError(str(error))
 
     def file_size(self) -> int:
         """Return the bytes in use by the environment's pages."""
@@ -173,9 +186,3 @@ class Database:
                 except StoreDamagedError:
                     yield key
             start = keys[-1] + b"\x00"
-
-
-def _io_error(error: lmdb.Error) -> NoSpaceError | StoreIOError:
-    if getattr(error, "code", 0) in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error):
-        return NoSpaceError(str(error))
-    return StoreIOError(str(error))
