@@ -61,6 +61,12 @@ class RootRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     """Number of inodes, the top directory and orphans included."""
     size: int
     """Sum of the sizes of all regular files, bytes."""
+    own: int
+    """Bytes that changes of this tree take beside what it was cloned from; see `tree.usage`."""
+    first_ino: Ino
+    """Inode numbers from here on were given since the clone."""
+    first_block: BlockId
+    """Blocks from here on were written since the clone."""
 
 
 class AgentRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

@@ -25,7 +25,16 @@ from kaifs.base.errors import (
     VersionExistsError,
 )
 from kaifs.base.label import parse_label
-from kaifs.base.types import MAX_ROOT_ID, MAX_SLOT, NO_NODE, Generation, Ino, RootId, Slot
+from kaifs.base.types import (
+    MAX_ROOT_ID,
+    MAX_SLOT,
+    NO_NODE,
+    BlockId,
+    Generation,
+    Ino,
+    RootId,
+    Slot,
+)
 from kaifs.meta.database import Table
 from kaifs.meta.records import (
     AGENT,
@@ -51,6 +60,7 @@ from kaifs.store.changes import (
     VersionRemoved,
 )
 from kaifs.store.nodes import Nodes
+from kaifs.store.payload import Payload
 from kaifs.store.pending import Pending
 from kaifs.store.roots import Root
 
@@ -93,6 +103,7 @@ class Registry:
 
     clock: Clock
     nodes: Nodes
+    payload: Payload
     pending: Pending
     next_root: int
     next_slot: int
@@ -387,6 +398,9 @@ class Registry:
             root_id if lineage is None else lineage,
             0,
             0,
+            0,
+            Ino(1),
+            BlockId(self.payload.next_block),
         )
         return self._add_root(Root(record))
 
@@ -405,6 +419,9 @@ class Registry:
             agent_id=0,
             name="",
             slot=NO_SLOT,
+            own=0,
+            first_ino=source.next_ino,
+            first_block=BlockId(self.payload.next_block),
         )
         self.freeze_root(source)
         return self._add_root(Root(record))

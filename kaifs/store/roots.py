@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kaifs.base.types import Generation, Ino, NodeId, RootId, Slot
+from kaifs.base.types import BlockId, Generation, Ino, NodeId, RootId, Slot
 from kaifs.meta.records import RootKind, RootRecord, RootState
 
 
@@ -13,12 +13,15 @@ class Root:
         "agent_id",
         "changes",
         "dirty",
+        "first_block",
+        "first_ino",
         "generation",
         "inodes",
         "kind",
         "lineage",
         "name",
         "next_ino",
+        "own",
         "root_id",
         "size",
         "slot",
@@ -39,6 +42,9 @@ class Root:
         self.lineage: RootId = record.lineage
         self.inodes: int = record.inodes
         self.size: int = record.size
+        self.own: int = record.own
+        self.first_ino: Ino = record.first_ino
+        self.first_block: BlockId = record.first_block
         self.dirty = False
         """Differs from the record that was last handed to a commit."""
         self.changes = 0
@@ -53,6 +59,10 @@ class Root:
     def is_passing(self) -> bool:
         """Whether the root goes away when the store is opened again, if nobody looks after it."""
         return self.state in (RootState.BUILDING, RootState.SUPERSEDED)
+
+    def charge(self, delta: int) -> None:
+        """Count *delta* bytes more, or less, that this tree takes beside what it was cloned from."""
+        self.own = max(self.own + delta, 0)
 
     def record(self) -> RootRecord:
         """Return the root as it is kept."""
@@ -69,4 +79,7 @@ class Root:
             self.lineage,
             self.inodes,
             self.size,
+            self.own,
+            self.first_ino,
+            self.first_block,
         )

@@ -14,17 +14,19 @@ from kaifs.blocks.chunking import CHUNK_MAX, INLINE_MAX
 from kaifs.meta import keys
 from kaifs.meta.records import Extent, decode_extent, encode_extent, extent_length
 from kaifs.store.payload import Payload
+from kaifs.store.roots import Root
 from kaifs.tree.btree import BTree
 
 
 class Content:
     """The extents of all files of one tree. Sizes and times are the caller's to keep."""
 
-    __slots__ = ("_btree", "_payload")
+    __slots__ = ("_btree", "_payload", "_root")
 
-    def __init__(self, btree: BTree, payload: Payload) -> None:
+    def __init__(self, btree: BTree, payload: Payload, root: Root) -> None:
         self._btree = btree
         self._payload = payload
+        self._root = root
 
     def extents(self, ino: Ino, start: int = 0, stop: int = FILE_SIZE_MAX) -> list[Extent]:
         """Return the extents that hold a byte of [start, stop), in order."""
@@ -80,6 +82,7 @@ class Content:
             NoSpaceError: the disk is full; the file is as it was.
         """
         new = list(self._store(offset, payload))
+        self._root.charge(sum(map(self.own_size, new)))
         grown = len(payload) - self.punch(ino, offset, offset + len(payload))
         if len(new) == 1 and not new[0].block and offset:
             new = [self._join_inline(ino, new[0])]
@@ -106,6 +109,14 @@ class Content:
         joined = left.inline + extent.inline
         return Extent(left.offset, len(joined), BlockId(0), 0, joined)
 
+    def own_size(self, extent: Extent) -> int:
+        """Return how many of an extent's bytes this tree does not share with what it was cloned of.
+
+        A block that deduplication found takes no room. Inline bytes always do.
+        """
+        shared = 0 < extent.block < self._root.first_block
+        return 0 if shared else extent.length
+
     def put_extent(self, ino: Ino, extent: Extent) -> None:
         """Insert *extent* where the file has a hole, or over the extent that begins there."""
         self._btree.put(keys.extent_key(ino, extent.offset), encode_extent(extent))
@@ -120,6 +131,7 @@ class Content:
         for extent in self.extents(ino, start, stop):
             left, right = max(extent.offset, start), min(extent.stop, stop)
             covered += right - left
+            self._root.charge(-self.own_size(extent.cut(left, right)))
             if extent.offset < start:
                 self.put_extent(ino, extent.cut(extent.offset, start))
             else:
@@ -131,6 +143,7 @@ class Content:
     def replace(self, ino: Ino, extents: list[Extent]) -> None:
         """Let the file consist of *extents* alone."""
         old = self.extents(ino)
+        self._root.charge(sum(map(self.own_size, extents)) - sum(map(self.own_size, old)))
         keep = {extent.offset: extent for extent in extents}
         for extent in old:
             if extent.offset not in keep:

@@ -66,6 +66,11 @@ from kaifs.tree.content import Content
 _NO_BLOCK: Final = BlockId(0)
 _PERMISSIONS: Final = 0o7777
 
+INODE_CHARGE: Final = 1024
+"""Bytes that an inode counts in a tree's own size: its keys in the B+tree, roughly."""
+LINK_CHARGE: Final = 512
+"""Bytes that each further name of a file counts."""
+
 
 class RenameFlags(IntFlag):
     """Flags of renameat2(2)."""
@@ -118,7 +123,7 @@ class Tree:
         self.store = store
         self.root = root
         self.btree = BTree(store.nodes, root)
-        self.content = Content(self.btree, store.payload)
+        self.content = Content(self.btree, store.payload, root)
 
     @property
     def is_writable(self) -> bool:
@@ -164,6 +169,7 @@ class Tree:
             raise NoSpaceError("every inode number is used up")
         self.root.next_ino = Ino(ino + 1)
         self.root.inodes += 1
+        self.root.charge(INODE_CHARGE)
         times = (now_ns, now_ns, now_ns, now_ns)
         self.put_inode(ino, InodeRecord(mode, uid, gid, nlink, size, rdev, *times, 0, 1, b""))
         return ino
@@ -341,6 +347,7 @@ class Tree:
         ino = self._new_inode(stat.S_IFLNK | 0o777, uid, gid, now_ns, nlink=1, size=len(target))
         # Also a target of over INLINE_MAX bytes is inline: it has no other home.
         self.content.put_extent(ino, Extent(0, len(target), _NO_BLOCK, 0, target))
+        self.root.charge(len(target))
         self._insert(parent, above, name, ino, stat.S_IFLNK, now_ns)
         return ino
 
@@ -369,6 +376,7 @@ class Tree:
             raise NoEntryError(f"inode {ino} has no name any more")
         if inode.nlink >= LINK_MAX:
             raise TooManyLinksError(os.fsdecode(name))
+        self.root.charge(LINK_CHARGE)
         self.put_inode(ino, replace(inode, nlink=inode.nlink + 1, ctime_ns=now_ns))
         self._insert(parent, above, name, ino, stat.S_IFMT(inode.mode), now_ns)
 
@@ -567,6 +575,7 @@ class Tree:
     def _drop_link(self, ino: Ino, inode: InodeRecord, now_ns: int) -> None:
         changed = replace(inode, nlink=inode.nlink - 1, ctime_ns=now_ns)
         if changed.nlink:
+            self.root.charge(-LINK_CHARGE)
             self.put_inode(ino, changed)
         else:
             self._make_orphan(ino, changed)
@@ -587,6 +596,10 @@ class Tree:
         if not self.btree.delete(keys.orphan_key(ino)):
             return
         inode = self.inode(ino)
+        # Only what this tree brought gives room back: who deletes what was there before gets none.
+        if ino >= self.root.first_ino:
+            self.root.charge(-INODE_CHARGE - sum(map(len, self.xattrs(ino).values())))
+        self.root.charge(-sum(map(self.content.own_size, self.content.extents(ino))))
         start, stop = keys.inode_key(ino), keys.inode_key(Ino(ino + 1))
         for key, _ in list(self.btree.scan(start, stop)):
             self.btree.delete(key)
@@ -791,6 +804,7 @@ class Tree:
                 raise EntryExistsError(os.fsdecode(name))
             if flags & os.XATTR_REPLACE and not exists:
                 raise NoAttributeError(os.fsdecode(name))
+        self.root.charge(len(value) - len(self.btree.get(key) or b""))
         self.btree.put(key, value)
         self.put_inode(ino, replace(inode, ctime_ns=now_ns))
 
@@ -812,8 +826,8 @@ class Tree:
         """
         self._check_writable()
         inode = self.inode(ino)
-        if not self.btree.delete(keys.xattr_key(ino, name)):
-            raise NoAttributeError(os.fsdecode(name))
+        self.root.charge(-len(self.getxattr(ino, name)))
+        self.btree.delete(keys.xattr_key(ino, name))
         self.put_inode(ino, replace(inode, ctime_ns=now_ns))
 
 
