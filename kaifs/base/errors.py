@@ -368,6 +368,42 @@ class ArgumentValueError(KaifsError):
     errno = errno.EINVAL
 
 
+class SuiteError(KaifsError):
+    """A test suite is missing, unreadable or not of the shape that it must have."""
+
+    code = "E141"
+    message = "Cannot use this test suite"
+    errno = errno.EINVAL
+    hint = "a suite is a list of tables 'test' with name and command"
+
+
+class SnapshotStateError(KaifsError):
+    """The snapshot is not in the state that the verb needs."""
+
+    code = "E142"
+    message = "Snapshot is not in the right state"
+    errno = errno.EBUSY
+    hint = "only a snapshot whose tests passed, and unchanged since, is committed"
+
+
+class MergeConflictError(KaifsError):
+    """What a snapshot changed and what current changed meanwhile exclude each other."""
+
+    code = "E143"
+    message = "Merge conflicts, nothing was changed"
+    errno = errno.EBUSY
+    hint = "mend them in the snapshot's files or in current, and commit again"
+
+
+class SuiteRunError(KaifsError):
+    """Who ran the tests went away, or told something that cannot be."""
+
+    code = "E144"
+    message = "Tests did not come to a result"
+    errno = errno.ECANCELED
+    hint = "run them again"
+
+
 # --- of files: what a system call returns ------------------------------------------------------
 
 
@@ -493,6 +529,22 @@ class NotSupportedError(FileError):
     code = "E164"
     message = "Operation not supported"
     errno = errno.EOPNOTSUPP
+
+
+class QuotaError(FileError):
+    """A snapshot would take more storage than its commands may use."""
+
+    code = "E165"
+    message = "Disk quota exceeded"
+    errno = errno.EDQUOT
+
+
+class LentError(FileError):
+    """A view is in use by a sandbox, and can only be read here meanwhile."""
+
+    code = "E166"
+    message = "In use by a sandbox"
+    errno = errno.EBUSY
 
 
 def error_classes() -> list[type[KaifsError]]:

@@ -156,6 +156,10 @@ class Handlers:
             return self._open_for_writing(node)
         return node
 
+    def is_cached(self, node: KernelNode) -> bool:
+        """Return whether the kernel may keep pages of *node*."""
+        return self.namespace.is_cached(node)
+
     def opendir(self, node: KernelNode) -> int:
         """Check that a directory is there and return the handle."""
         self.namespace.getattr(node)

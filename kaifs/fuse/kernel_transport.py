@@ -452,10 +452,12 @@ class KernelConnection:
             raise _Refusal(errno.ENOSYS)
         flags, _ = p.TWO_U32.unpack_from(request.body)
         handle = self._handlers.open(request.node, flags, request.caller)
-        return p.OPEN_OUT.pack(handle, self._open_flags(), 0)
+        return p.OPEN_OUT.pack(handle, self._open_flags(request.node), 0)
 
-    def _open_flags(self) -> int:
-        return p.OPEN_KEEP_CACHE | p.OPEN_NOFLUSH
+    def _open_flags(self, node: KernelNode) -> int:
+        if self._handlers.is_cached(node):
+            return p.OPEN_KEEP_CACHE | p.OPEN_NOFLUSH
+        return p.OPEN_DIRECT_IO
 
     def _create(self, request: _Request) -> _Reply:
         if self._features.zero_message_open:
@@ -465,7 +467,7 @@ class KernelConnection:
         made, handle = self._handlers.create(
             request.node, request.name(16), stat.S_IFREG | mode, request.caller
         )
-        return [_entry(made), p.OPEN_OUT.pack(handle, self._open_flags(), 0)]
+        return [_entry(made), p.OPEN_OUT.pack(handle, self._open_flags(made.node), 0)]
 
     def _read(self, request: _Request) -> _Reply:
         _, offset, size, *_ = p.READ_IN.unpack_from(request.body)

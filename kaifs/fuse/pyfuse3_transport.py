@@ -242,7 +242,8 @@ class Pyfuse3Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Answer OPEN. Cached pages stay: only the kernel's own requests change a file."""
         handle = self._handlers.open(_node(inode), flags, _caller(ctx))
-        return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+        cached = self._handlers.is_cached(_node(inode))
+        return FileInfo(fh=FileHandleT(handle), keep_cache=cached, direct_io=not cached)
 
     @_answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

@@ -733,6 +733,14 @@ class Tree:
         self.put_inode(ino, changed)
         return len(payload)
 
+    def own_size(self, ino: Ino, start: int, stop: int) -> int:
+        """Return how many bytes of [start, stop) are not shared with what the tree was cloned of."""
+        extents = self.content.extents(ino, start, stop)
+        parts = (
+            extent.cut(max(extent.offset, start), min(extent.stop, stop)) for extent in extents
+        )
+        return sum(map(self.content.own_size, parts))
+
     def truncate(self, ino: Ino, size: int, now_ns: int) -> None:
         """Cut or extend a file to *size* bytes; what is new is a hole.
 

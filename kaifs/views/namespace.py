@@ -22,10 +22,12 @@ from kaifs.base.errors import (
     CrossViewError,
     EntryExistsError,
     InvalidOperationError,
+    LentError,
     NameTooLongError,
     NoAttributeError,
     NoEntryError,
     NotPermittedError,
+    QuotaError,
     SealedError,
 )
 from kaifs.base.types import (
@@ -41,7 +43,7 @@ from kaifs.base.types import (
 from kaifs.meta.records import InodeRecord, RootKind
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
-from kaifs.tree.tree import AttributeChange, RenameFlags, Tree
+from kaifs.tree.tree import INODE_CHARGE, LINK_CHARGE, AttributeChange, RenameFlags, Tree
 from kaifs.views.attributes import (
     BLOCK_SIZE,
     FOREVER_S,
@@ -97,6 +99,21 @@ class MountScope:
     """`current`, `@versions/LABEL`, `@snapshots/NAME`; empty: the agent's folder."""
 
 
+@dataclass(frozen=True, slots=True)
+class Squash:
+    """Whoever looks owns everything; what they make is the owner's.
+
+    For a sandbox, whose only user is none that the store knows.
+    """
+
+    uid: int
+    """As whom everything is shown."""
+    gid: int
+    owner_uid: int
+    """To whom what is made belongs."""
+    owner_gid: int
+
+
 @dataclass(slots=True)
 class Namespace:
     """One mount's name space."""
@@ -110,6 +127,12 @@ class Namespace:
     uid: int | None = None
     """Who owns the folder of all agents; None: who owns the store's folder."""
     gid: int | None = None
+
+    quota: int | None = None
+    """Bytes that changes of the view may take; None: any number. Only for a mount of one view."""
+    squash: Squash | None = None
+    lent: set[RootId] = field(default_factory=set)
+    """Roots that another connection writes: here they are read, and not cached."""
 
     known: KnownNodes = field(default_factory=KnownNodes, init=False)
     acting: bool = field(default=False, init=False)
@@ -183,7 +206,28 @@ class Namespace:
         tree = self._tree(root)
         if self.read_only or not tree.is_writable:
             raise SealedError
+        if root in self.lent:
+            raise LentError
         return tree
+
+    def is_cached(self, node: KernelNode) -> bool:
+        """Return whether the kernel may keep pages of *node*."""
+        return not self.lent or self._split(node)[0] not in self.lent
+
+    def _owner(self, caller: Caller) -> Caller:
+        """Return who owns what *caller* makes."""
+        if self.squash is None:
+            return caller
+        return Caller(self.squash.owner_uid, self.squash.owner_gid)
+
+    def _check_quota(self, tree: Tree, size: int) -> None:
+        """Check that *size* bytes more have room.
+
+        Raises:
+            QuotaError: they have not.
+        """
+        if self.quota is not None and tree.root.own + size > self.quota:
+            raise QuotaError
 
     def now_ns(self) -> int:
         """Return the time, ns since 1970."""
@@ -239,6 +283,9 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             raise self._refusal(ino)
         tree = self._writable_tree(root)
+        if self.squash is not None:
+            # The kernel lets the one user there is change owners to themselves only.
+            change = replace(change, uid=None, gid=None)
         tree.set_attributes(ino, change, self.now_ns(), kill_privileges=kill_privileges)
         return self._tree_attributes(tree, root, ino)
 
@@ -257,21 +304,25 @@ class Namespace:
     def _tree_attributes(self, tree: Tree, root: RootId, ino: Ino) -> Attributes:
         inode: InodeRecord = tree.inode(ino)
         node = kernel_node(root, ino)
+        uid, gid = inode.uid, inode.gid
+        if self.squash is not None:
+            uid, gid = self.squash.uid, self.squash.gid
+        timeout_s = 0.0 if root in self.lent else FOREVER_S
         return Attributes(
             node=self.shown_node(node) if self.scope.agent else node,
             st_ino=ino if self.scope.view else stat_ino(self._store.slot_of(root), ino),
             mode=inode.mode,
             nlink=inode.nlink,
-            uid=inode.uid,
-            gid=inode.gid,
+            uid=uid,
+            gid=gid,
             size=inode.size,
             rdev=inode.rdev,
             blocks=-(-inode.allocated // BLOCK_SIZE),
             atime_ns=inode.atime_ns,
             mtime_ns=inode.mtime_ns,
             ctime_ns=inode.ctime_ns,
-            entry_timeout_s=FOREVER_S,
-            attr_timeout_s=FOREVER_S,
+            entry_timeout_s=timeout_s,
+            attr_timeout_s=timeout_s,
         )
 
     # --- names ------------------------------------------------------------------------
@@ -299,6 +350,8 @@ class Namespace:
             return self._attributes(node)
         tree = self._tree(root)
         found = tree.find(ino, name)
+        if found is None and root in self.lent:
+            raise NoEntryError
         return None if found is None else self._tree_attributes(tree, root, found)
 
     def _parent(self, root: RootId, ino: Ino) -> KernelNode:
@@ -376,7 +429,9 @@ class Namespace:
                 raise self._refusal(ino)
             return self._make_folder(ino, name, caller)
         tree = self._writable_tree(root)
-        made = tree.make(ino, name, mode, caller.uid, caller.gid, self.now_ns(), rdev=rdev)
+        self._check_quota(tree, INODE_CHARGE)
+        owner = self._owner(caller)
+        made = tree.make(ino, name, mode, owner.uid, owner.gid, self.now_ns(), rdev=rdev)
         return self._tree_attributes(tree, root, made)
 
     def symlink(self, parent: KernelNode, name: bytes, target: bytes, caller: Caller) -> Attributes:
@@ -387,7 +442,9 @@ class Namespace:
             self._check_absent(ino, name)
             raise self._refusal(ino)
         tree = self._writable_tree(root)
-        made = tree.symlink(ino, name, target, caller.uid, caller.gid, self.now_ns())
+        self._check_quota(tree, INODE_CHARGE + len(target))
+        owner = self._owner(caller)
+        made = tree.symlink(ino, name, target, owner.uid, owner.gid, self.now_ns())
         return self._tree_attributes(tree, root, made)
 
     def link(self, node: KernelNode, parent: KernelNode, name: bytes) -> Attributes:
@@ -404,6 +461,7 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             raise self._refusal(parent_ino)
         tree = self._writable_tree(root)
+        self._check_quota(tree, LINK_CHARGE)
         tree.link(ino, parent_ino, name, self.now_ns())
         return self._tree_attributes(tree, root, ino)
 
@@ -607,6 +665,8 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             raise SealedError
         tree = self._writable_tree(root)
+        if self.quota is not None:
+            self._check_quota(tree, len(data) - tree.own_size(ino, offset, offset + len(data)))
         now_ns = None if keep_times else self.now_ns()
         return tree.write(ino, offset, data, now_ns, kill_privileges=kill_privileges)
 
@@ -634,6 +694,7 @@ class Namespace:
     def setxattr(self, node: KernelNode, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set an extended attribute; XATTR_CREATE and XATTR_REPLACE in *flags* are obeyed."""
         tree, ino = self._tree_for_xattr(node, name)
+        self._check_quota(tree, len(value))
         tree.setxattr(ino, name, value, self.now_ns(), flags)
 
     def removexattr(self, node: KernelNode, name: bytes) -> None:
@@ -652,8 +713,19 @@ class Namespace:
     # --- the file system -------------------------------------------------------------------
 
     def statfs(self) -> FileSystemSpace:
-        """Return the space of the disk under the store."""
+        """Return the space of the disk under the store, or the quota as the disk's size."""
         disk = os.statvfs(self._store.path)
+        if self.quota is not None:
+            root, _ = split_kernel_node(self.scope_node())
+            free = max(self.quota - self._store.root(root).own, 0)
+            return FileSystemSpace(
+                block_size=disk.f_frsize,
+                blocks=self.quota // disk.f_frsize,
+                free=min(free // disk.f_frsize, disk.f_bfree),
+                available=min(free // disk.f_frsize, disk.f_bavail),
+                inodes=self.quota // INODE_CHARGE,
+                inodes_free=free // INODE_CHARGE,
+            )
         return FileSystemSpace(
             block_size=disk.f_frsize,
             blocks=disk.f_blocks,
