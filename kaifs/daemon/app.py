@@ -146,6 +146,8 @@ class _Daemon:
             MountScope(options.agent, options.view),
             options.read_only,
             self._drop_if_superseded,
+            options.uid,
+            options.gid,
         )
         self._forest.recover()
         finish_due_backups(self._context(Caller(os.geteuid(), os.getegid())))
@@ -157,7 +159,7 @@ class _Daemon:
         self._mount()
         services = server.Services(
             context=self._context,
-            barrier=self._wait_barrier,
+            barrier=self._flush,
             commit=self._commit_change,
             changing=self._changing,
             shutdown=self._shutdown_for,
@@ -278,12 +280,25 @@ class _Daemon:
         assert self._barrier is not None, "it is made before the mount is announced"
         await self._barrier.wait()
 
-    async def _commit_change(self) -> None:
+    async def _flush(self) -> None:
+        """Bring what programs have written so far into the store.
+
+        First the kernel forgets what a switch has made wrong: who then opens a
+        file by its path gets the new tree, and what was written to the old one
+        is all there is. Not for a handler, on which the forgetting may wait.
+        """
+        await self._wait_invalidated()
+        await self._wait_barrier()
+
+    async def _wait_invalidated(self) -> None:
         if not self._unmounted.is_set():
             with trio.move_on_after(INVALIDATION_WAIT_S) as waiting:
                 await self._invalidator.wait_idle()
             if waiting.cancelled_caught:
                 log.warning("invalidation_slow")
+
+    async def _commit_change(self) -> None:
+        await self._wait_invalidated()
         self._drop_superseded()
         await self._epochs.commit()
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -40,6 +42,7 @@ class Table(StrEnum):
     AGENTS = "agents"
     VERSIONS = "versions"
     SNAPSHOTS = "snapshots"
+    OUTPUTS = "outputs"
     UNFINISHED = "unfinished"
 
 
@@ -54,11 +57,15 @@ class Database:
         """Open the environment in *folder*.
 
         Raises:
+            NoSpaceError: the disk is full.
             StoreIOError: the system refuses.
             StoreDamagedError: LMDB does not accept the files.
         """
         self._folder = folder
         self._map_size = map_size
+        # Commits are written by another thread than reads are made by. LMDB must not move its
+        # map while a read is under way (mdb_env_set_mapsize).
+        self._mapping = threading.Lock()
         try:
             self._env = lmdb.Environment(
                 str(folder),
@@ -78,14 +85,12 @@ class Database:
             except BaseException:
                 self._env.close()
                 raise
-        except (lmdb.DiskError, PermissionError, FileNotFoundError) as error:
-            raise StoreIOError(str(error)) from error
         except (lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.CorruptedError) as error:
             raise StoreDamagedError(f"index: {error}") from error
         except (lmdb.NotFoundError, lmdb.ReadonlyError) as error:
             raise StoreDamagedError(f"index lacks a table: {error}") from error
-        except lmdb.Error as error:
-            raise StoreIOError(str(error)) from error
+        except (lmdb.Error, OSError) as error:
+            raise self._failure(error) from error
 
     def close(self) -> None:
         """Close the environment."""
@@ -97,7 +102,7 @@ class Database:
         Raises:
             StoreDamagedError: its checksum is wrong.
         """
-        with self._env.begin(buffers=True) as txn:
+        with self._mapping, self._env.begin(buffers=True) as txn:
             value = txn.get(key, db=self._tables[table])
             if value is None:
                 return None
@@ -105,7 +110,11 @@ class Database:
 
     def scan(self, table: Table, start: bytes = b"", limit: int | None = None) -> list[bytes]:
         """Return up to *limit* keys from *start* on, in order, without their records."""
-        with self._env.begin(buffers=False) as txn, txn.cursor(self._tables[table]) as cursor:
+        with (
+            self._mapping,
+            self._env.begin(buffers=False) as txn,
+            txn.cursor(self._tables[table]) as cursor,
+        ):
             if not cursor.set_range(start):
                 return []
             keys: list[bytes] = []
@@ -117,7 +126,11 @@ class Database:
 
     def keys_with_prefix(self, table: Table, prefix: bytes) -> list[bytes]:
         """Return all keys that begin with *prefix*, in order."""
-        with self._env.begin(buffers=False) as txn, txn.cursor(self._tables[table]) as cursor:
+        with (
+            self._mapping,
+            self._env.begin(buffers=False) as txn,
+            txn.cursor(self._tables[table]) as cursor,
+        ):
             keys: list[bytes] = []
             if cursor.set_range(prefix):
                 for key in cursor.iternext(keys=True, values=False):
@@ -128,7 +141,7 @@ class Database:
 
     def count(self, table: Table) -> int:
         """Return the number of records in *table*."""
-        with self._env.begin() as txn:
+        with self._mapping, self._env.begin() as txn:
             return txn.stat(self._tables[table])["entries"]
 
     def write(self, changes: Changes) -> None:
@@ -153,19 +166,21 @@ class Database:
                             else:
                                 txn.put(key, protect(record), db=database)
             except lmdb.MapFullError:
-                self._map_size *= 2
-                self._env.set_mapsize(self._map_size)
+                with self._mapping:
+                    self._map_size *= 2
+                    self._env.set_mapsize(self._map_size)
             except lmdb.Error as error:
                 raise self._failure(error) from error
             else:
                 return
 
-    def _failure(self, error: lmdb.Error) -> NoSpaceError | StoreIOError:
+    def _failure(self, error: lmdb.Error | OSError) -> NoSpaceError | StoreIOError:
         # Where the disk fills up in the middle of a write, LMDB says EIO: mdb_page_flush,
         # "Short write, filesystem full?".
-        disk = os.statvfs(self._folder)
-        is_full = disk.f_bavail * disk.f_frsize < FULL
-        is_full = is_full or any(os.strerror(code) in str(error) for code in _FULL_CODES)
+        is_full = any(os.strerror(code) in str(error) for code in _FULL_CODES)
+        with suppress(OSError):
+            disk = os.statvfs(self._folder)
+            is_full = is_full or disk.f_bavail * disk.f_frsize < FULL
         return NoSpaceError(str(error)) if is_full else StoreIOError(str(error))
 
     def file_size(self) -> int:

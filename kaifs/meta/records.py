@@ -62,7 +62,7 @@ class RootRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fi
     size: int
     """Sum of the sizes of all regular files, bytes."""
     own: int
-    """Bytes that changes of this tree take beside what it was cloned from; see `tree.usage`."""
+    """Bytes that changes of this tree take beside what it was cloned from: an estimate."""
     first_ino: Ino
     """Inode numbers from here on were given since the clone."""
     first_block: BlockId
@@ -123,6 +123,24 @@ class SnapshotRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknow
     uid: int
     gid: int
     created_ns: int
+    isolation: bytes = b""
+    """What was asked for commands that run in it, as JSON; empty: nothing was."""
+    tested: RootId = RootId(0)
+    """Its tree as the last tests left it, a clone; 0 if there is no result."""
+    evidence: bytes = b""
+    """What the last tests were and came to, as JSON; empty if there is no result."""
+    committed: str = ""
+    """Label of the version that it has become: it is about to go. Empty before."""
+
+
+class OutputRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What the last tests in a snapshot wrote. Key in OUTPUTS: the snapshot's root id."""
+
+    codec: int
+    """0: stored as it is; 1: zstd."""
+    size: int
+    """Bytes of output kept."""
+    stored: bytes
 
 
 class InodeRecord(
@@ -312,6 +330,7 @@ ROOT: Final = Codec(RootRecord)
 AGENT: Final = Codec(AgentRecord)
 VERSION: Final = Codec(VersionRecord)
 SNAPSHOT: Final = Codec(SnapshotRecord)
+OUTPUT: Final = Codec(OutputRecord)
 BLOCK: Final = Codec(BlockRecord)
 SEGMENT: Final = Codec(SegmentRecord)
 COUNTERS: Final = Codec(CounterRecord)

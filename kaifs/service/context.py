@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kaifs.base.errors import AccessDeniedError
@@ -41,8 +41,11 @@ class Context:
     caller: Caller
     mountpoint: Path | None = None
     """Where the whole store is mounted, if it is."""
-    manifests: Manifests = field(default_factory=Manifests)
-    """Keeps what was rendered; a process that runs many verbs shares one among them."""
+
+    @property
+    def manifests(self) -> Manifests:
+        """Renders manifests, and keeps what was rendered."""
+        return self.forest.manifests
 
     def owns_store(self) -> bool:
         """Return whether the caller may do everything."""

@@ -37,6 +37,9 @@ def run_embedded(
         forest.recover()
         context = Context(store, forest, Caller(os.getuid(), os.getgid()))
         finish_due_backups(context)
+        if store.is_dirty:
+            # What a process that died left is mended once, also by a verb that only reads.
+            store.commit()
         result = run(context, found, params, source, on_progress, on_output)
         if found.changes:
             store.commit()

@@ -32,6 +32,8 @@ class Nodes:
         self._first_of_epoch = next_node
         self.visits = 0
         """Nodes asked for since the store was opened; what a test of O(1) counts."""
+        self.sweeps = 0
+        """How often the cache looked for something to drop."""
 
     @property
     def is_dirty(self) -> bool:
@@ -42,6 +44,11 @@ class Nodes:
     def dirty_count(self) -> int:
         """Nodes that the next commit must write."""
         return len(self._dirty)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Memory that the nodes in the cache take, roughly."""
+        return sum(node.memory for node in self._cache.values())
 
     def get(self, node_id: NodeId) -> Leaf | Branch:
         """Return a node.
@@ -143,10 +150,11 @@ class Nodes:
             self._shrink()
 
     def _shrink(self) -> None:
+        self.sweeps += 1
         # Second chance: a clean node goes unless it was asked for since the last time.
         # Nodes grow without being counted, so the sum is made anew here.
         goal = self._cache_bytes * 3 // 4
-        memory = sum(node.memory for node in self._cache.values())
+        memory = self.cached_bytes
         for node_id in list(self._cache):
             if memory <= goal:
                 break

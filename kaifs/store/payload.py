@@ -65,6 +65,11 @@ class Payload:
         self.revived: set[BlockId] | None = None
         """While gc runs: the old blocks that were named anew."""
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of verified payload that are kept in memory."""
+        return self._cached
+
     def put(self, payload: bytes) -> BlockId:
         """Return a block with exactly these bytes, an old one if there is one.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import secrets
+import shutil
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ RUN_FOLDER: Final = "run"
 """The daemon's socket and logs; nothing of value."""
 SEGMENT_SIZE: Final = 64 << 20
 """Bytes after which a segment is full."""
+_FOLDERS: Final = (INDEX_FOLDER, SEGMENT_FOLDER, RUN_FOLDER)
 _COUNTERS_KEY: Final = b"counters"
 
 
@@ -148,6 +150,7 @@ class Store(Registry):
 
         Raises:
             StoreNotEmptyError: something is there already.
+            NoSpaceError: the disk is full; the folder is empty again.
             StoreIOError: the system refuses.
         """
         clock = clock or SystemClock()
@@ -156,23 +159,18 @@ class Store(Registry):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if any(path.iterdir()):
                 raise StoreNotEmptyError(str(path))
-            for folder in (INDEX_FOLDER, SEGMENT_FOLDER, RUN_FOLDER):
-                (path / folder).mkdir(mode=0o700)
             path.chmod(0o700)
+            try:
+                _write_new_store(path, clock, options)
+            except BaseException:
+                # So that it can be tried again.
+                for folder in _FOLDERS:
+                    shutil.rmtree(path / folder, ignore_errors=True)
+                raise
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreNotEmptyError(f"{path} is no folder") from error
         except OSError as error:
             raise _failure(path, error) from error
-        superblock = Superblock(secrets.token_bytes(16), clock.now_ns())
-        counters = CounterRecord(superblock.uuid, 0, 1, 1, 1, 1, 1, 1, 1)
-        database = Database(path / INDEX_FOLDER, map_size=options.map_size, create=True)
-        try:
-            database.write({Table.META: {_COUNTERS_KEY: COUNTERS.encode(counters)}})
-        finally:
-            database.close()
-        fsync_directory(path / INDEX_FOLDER)
-        # The superblock comes last: with it the folder is a store.
-        superblock.write(path)
         return cls.open(path, clock=clock, options=options, device=device)
 
     @classmethod
@@ -415,6 +413,21 @@ class Store(Registry):
     def end_gc(self) -> None:
         """Dedup hits need not be remembered any more."""
         self.payload.revived = None
+
+
+def _write_new_store(path: Path, clock: Clock, options: StoreOptions) -> None:
+    for folder in _FOLDERS:
+        (path / folder).mkdir(mode=0o700)
+    superblock = Superblock(secrets.token_bytes(16), clock.now_ns())
+    counters = CounterRecord(superblock.uuid, 0, 1, 1, 1, 1, 1, 1, 1)
+    database = Database(path / INDEX_FOLDER, map_size=options.map_size, create=True)
+    try:
+        database.write({Table.META: {_COUNTERS_KEY: COUNTERS.encode(counters)}})
+    finally:
+        database.close()
+    fsync_directory(path / INDEX_FOLDER)
+    # The superblock comes last: with it the folder is a store.
+    superblock.write(path)
 
 
 def _failure(path: Path, error: OSError) -> KaifsError:

@@ -6,6 +6,7 @@ from kaifs.base.types import RootId
 from kaifs.meta.records import RootKind
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
+from kaifs.tree.manifest import Manifests
 from kaifs.tree.tree import Tree
 
 
@@ -15,6 +16,8 @@ class Forest:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._trees: dict[RootId, Tree] = {}
+        self.manifests = Manifests()
+        """Keeps what was rendered, for all who render."""
 
     def tree(self, root_id: RootId) -> Tree:
         """Return the tree of a root.
@@ -53,6 +56,8 @@ class Forest:
     def recover(self) -> None:
         """After opening a store: drop what was being built, reap what nobody holds any more.
 
+        A snapshot that was being tested gets test_error; one that was committed goes.
+
         A head whose backup is due is left as it is, for the verb that seals it.
         """
         for root_id in self.store.unfinished_roots():
@@ -62,6 +67,7 @@ class Forest:
             root = self.store.root(root_id)
             if self.has_due_backup(root):
                 continue
+            self.store.recover_snapshot(root)
             if root.is_passing:
                 self.drop(root_id)
             else:

@@ -117,6 +117,8 @@ class _Check:
         self._checked = 0
         self._nodes: set[NodeId] = set()
         self._blocks: dict[BlockId, BlockRecord] = {}
+        self._block_stop = 0
+        """Blocks from here on were written since the blocks were looked at."""
         self._due: set[RootId] = set()
 
     def _find(self, number: int, subject: str, text: str) -> None:
@@ -133,9 +135,10 @@ class _Check:
         if any(finding.number == 2 for finding in self._findings):
             # Checks that lean on records would only stumble over the same ones.
             return self._findings
+        # No step between the two: live bytes must be those of the same blocks.
         self._check_blocks_and_digests()
-        yield self._checked
         self._check_segments()
+        yield self._checked
         self._check_registry()
         yield from self._check_trees()
         return self._findings
@@ -177,6 +180,7 @@ class _Check:
                 yield key, value
 
     def _check_blocks_and_digests(self) -> None:
+        self._block_stop = self._store.payload.next_block
         for key, value in self._records(Table.BLOCKS):
             self._blocks[BlockId(int.from_bytes(key, "big"))] = BLOCK.decode(value)
         indexed: set[BlockId] = set()
@@ -253,6 +257,7 @@ class _Check:
                 kind = RootKind.SNAPSHOT
                 self._own(owned, where, snapshot.root, kind, agent.agent_id, snapshot.name)
                 owned.setdefault(snapshot.base, where)
+                owned.setdefault(snapshot.tested, where)
         self._check_roots(owned)
 
     def _check_name(self, subject: str, name: str, *, agent: bool) -> None:
@@ -328,7 +333,9 @@ class _Check:
                 try:
                     yield from self._check_nodes(root_id, frozen)
                     base = checked.get(root.lineage)
-                    tree = _TreeCheck(self._find, self._blocks, store, root_id, root, frozen)
+                    tree = _TreeCheck(
+                        self._find, self._blocks, self._block_stop, store, root_id, root, frozen
+                    )
                     for _ in tree.check_against(base):
                         yield from self._step()
                 except KaifsError as error:
@@ -388,6 +395,7 @@ class _TreeCheck:
         self,
         find: Callable[[int, str, str], None],
         blocks: dict[BlockId, BlockRecord],
+        block_stop: int,
         store: Store,
         root_id: RootId,
         root: Root,
@@ -395,6 +403,7 @@ class _TreeCheck:
     ) -> None:
         self._report = find
         self._blocks = blocks
+        self._block_stop = block_stop
         self._store = store
         self._root_id = root_id
         self._root = root
@@ -532,7 +541,7 @@ class _TreeCheck:
             if extent.block:
                 record = self._blocks.get(extent.block)
                 if record is None:
-                    if extent.block < self._store.payload.next_block:
+                    if extent.block < self._block_stop:
                         self._find(4, ino, f"{where}: block {extent.block} is missing")
                 elif extent.block_offset + extent.length > record.size:
                     self._find(8, ino, f"{where} reaches past block {extent.block}")

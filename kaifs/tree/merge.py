@@ -782,7 +782,8 @@ class _Application:
         for attribute, value in source.xattrs(one.ino).items():
             target.setxattr(ino, attribute, value, now_ns)
         # Born when theirs was, so that a later merge or diff takes it for what it is.
-        target.put_inode(ino, replace(target.inode(ino), btime_ns=inode.btime_ns))
+        made = replace(target.inode(ino), mode=inode.mode, btime_ns=inode.btime_ns)
+        target.put_inode(ino, made)
         return ino
 
     def _copy_content(self, one: _Object) -> None:

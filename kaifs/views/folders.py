@@ -23,7 +23,6 @@ from kaifs.base.errors import NoEntryError
 from kaifs.base.types import TOP_INO, Ino, KernelNode, RootId, kernel_node
 from kaifs.meta.records import AgentRecord, RootKind, VersionRecord
 from kaifs.tree.forest import Forest
-from kaifs.tree.manifest import Manifests
 from kaifs.views.attributes import BLOCK_SIZE, FOREVER_S, Attributes
 from kaifs.views.numbers import ROOT_NODE, Kind, split_virtual, virtual_node, virtual_stat_ino
 
@@ -284,7 +283,7 @@ class Folders:
     def _manifest(self, root: RootId) -> bytes:
         text = self._manifests.get(root)
         if text is None:
-            text = Manifests().render(self._forest.tree(root))
+            text = self._forest.manifests.render(self._forest.tree(root))
             while len(self._manifests) >= _MANIFESTS_KEPT:
                 del self._manifests[next(iter(self._manifests))]
             self._manifests[root] = text

@@ -14,6 +14,7 @@ from kaifs.base.types import RootId
 from kaifs.meta.records import RootKind
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
+from kaifs.tree.tested import shown_status
 
 MARK_PREFIX: Final = b"user.kaifs."
 
@@ -70,7 +71,7 @@ def _marks(store: Store, root: Root) -> dict[str, str]:
             marks |= {
                 "version": snapshot.version,
                 "parent": snapshot.version,
-                "status": snapshot.status,
+                "status": shown_status(store, snapshot),
                 "created": format_time(snapshot.created_ns),
             }
     elif agent.head == root.root_id:
