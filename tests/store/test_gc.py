@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kaifs.base.errors import StoreDamagedError
-from kaifs.base.types import TOP_INO
+from kaifs.base.types import TOP_INO, RootId
 from kaifs.meta.database import Table
 from kaifs.meta.node import Branch
 from kaifs.store.gc import CommitWanted, Freed, Marks, collect, collect_now
@@ -237,7 +237,7 @@ def test_whatever_changes_between_the_steps_gc_loses_nothing(
             assert {root: listing(grove.forest.tree(root)) for root in owned(grove)} == seen
 
 
-def owned(grove: Grove) -> list[int]:
+def owned(grove: Grove) -> list[RootId]:
     store, agent = grove.store, grove.agent
     versions = [version.root for version in store.versions(agent.agent_id)]
     snapshots = [snapshot.root for snapshot in store.snapshots(agent.agent_id)]

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import Generation, NodeId
@@ -208,4 +213,4 @@ class NodesMachine(RuleBasedStateMachine):
 def test_nodes_agree_with_a_dict(tmp_path: Path) -> None:
     machine = type("Machine", (NodesMachine,), {"folder": tmp_path})
 
-    machine.TestCase().runTest()
+    run_state_machine_as_test(machine)

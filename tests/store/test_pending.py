@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from kaifs.meta.database import Database, Table
 from kaifs.store.pending import Batch, Pending
@@ -102,4 +108,4 @@ class PendingMachine(RuleBasedStateMachine):
 def test_pending_agrees_with_a_dict(database: Database) -> None:
     machine = type("Machine", (PendingMachine,), {"database": database})
 
-    machine.TestCase().runTest()
+    run_state_machine_as_test(machine)
