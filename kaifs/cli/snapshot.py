@@ -33,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the snapshot."""
-    from kaifs.service.snapshot import Limits, Params
+    from kaifs.service.isolation import Limits
+    from kaifs.service.snapshot import Params
 
     limits = Limits(
         container=args.container,
@@ -46,8 +47,6 @@ def run(args: argparse.Namespace) -> int:
         env=tuple(args.env),
         allow=tuple(args.allow),
         deny_syscall=tuple(args.deny_syscall),
-        test=args.test,
-        suite=args.suite,
     )
     params = Params(
         reference=args.reference, name=args.name, read_only=args.read_only, limits=limits

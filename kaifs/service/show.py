@@ -9,6 +9,7 @@ from kaifs.base.errors import InvalidVersionError
 from kaifs.meta.records import VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.isolation import IsolatedSnapshot, describe_snapshot
+from kaifs.service.lifecycle import Evidence, tested_of
 from kaifs.service.record import AgentVersion, VersionedFile, decode_record
 from kaifs.service.reference import resolve
 from kaifs.service.steps import Item, Step
@@ -22,6 +23,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """An agent stands for the version that its current is based on."""
     has_files: bool = False
     """Whether to add the file list."""
+    has_log: bool = False
+    """Whether to add what the last tests in a snapshot wrote."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -33,6 +36,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     size: int = 0
     files: tuple[VersionedFile, ...] | None = None
     snapshot: IsolatedSnapshot | None = None
+    evidence: Evidence | None = None
+    """Of the last tests in the snapshot, whatever changed since; None if there is no result."""
+    log: bytes | None = None
 
 
 def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
@@ -46,8 +52,18 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     agent = target.agent
     context.require_reader(agent)
     if target.snapshot is not None:
-        described = describe_snapshot(agent, target.snapshot, context.mountpoint)
-        return Result(agent=agent.name, snapshot=described)
+        described = describe_snapshot(context.store, agent, target.snapshot, context.mountpoint)
+        tested = tested_of(target.snapshot)
+        log = None
+        if params.has_log:
+            context.require_content(agent, target.root)
+            log = context.store.find_output(target.root)
+        return Result(
+            agent=agent.name,
+            snapshot=described,
+            evidence=None if tested is None else tested.evidence,
+            log=log,
+        )
     version = target.version
     if version is None:
         version = context.store.find_version(agent.agent_id, agent.version)

@@ -6,37 +6,15 @@ from collections.abc import Generator
 
 import msgspec
 
-from kaifs.base.errors import SnapshotIsolationError
-from kaifs.base.types import RootId
-from kaifs.meta.records import RootState, SnapshotRecord
+from kaifs.meta.records import SnapshotRecord
 from kaifs.service.context import Context
-from kaifs.service.isolation import IsolatedSnapshot, describe_snapshot
+from kaifs.service.isolation import IsolatedSnapshot, Limits, describe_snapshot
+from kaifs.service.lifecycle import keep_clone
 from kaifs.service.names import generate_snapshot_name
-from kaifs.service.reference import Target, resolve
+from kaifs.service.reference import resolve
 from kaifs.service.sealing import seal_tree, version_tree
 from kaifs.service.steps import Item, Step
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """What was asked for commands that run in the snapshot, by option. None of it is enforced."""
-
-    container: bool = False
-    image: str | None = None
-    network: bool = False
-    memory: str | None = None
-    cpus: str | None = None
-    storage: str | None = None
-    pids: str | None = None
-    env: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-    deny_syscall: tuple[str, ...] = ()
-    test: bool = False
-    suite: str | None = None
-
-    def asked(self) -> list[str]:
-        """Return the options that were used."""
-        names = self.__struct_fields__
-        return ["--" + name.replace("_", "-") for name in names if getattr(self, name)]
+from kaifs.store.registry import READY
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -56,12 +34,12 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     """Make a snapshot.
 
     Raises:
-        SnapshotIsolationError: a limit was asked for that cannot be enforced.
+        ArgumentValueError: a limit makes no sense. Whether it can be enforced is told when
+            something is to run.
         KaifsError: as `resolve`; E105, E121, E127.
     """
     store = context.store
-    if asked := params.limits.asked():
-        raise SnapshotIsolationError(f"{', '.join(asked)}: cannot be enforced yet", options=asked)
+    isolation = params.limits.config(read_only=params.read_only)
     target = resolve(store, params.reference)
     agent = target.agent
     context.require_owner(agent)
@@ -75,30 +53,22 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         base_root = tree.root.root_id
         store.check_new_snapshot(agent, name)
     else:
-        tree = context.forest.clone(context.forest.tree(target.root))
-        base_root = _base(context, target)
+        source = context.forest.tree(target.root)
+        tree = context.forest.clone(source)
+        # Also of a version: it may be taken away while the snapshot is there.
+        base_root = keep_clone(context, source)
     snapshot = SnapshotRecord(
         agent_id=agent.agent_id,
         name=name,
         root=tree.root.root_id,
         base=base_root,
         version=target.label,
-        status="ready",
+        status=READY,
         read_only=params.read_only,
         uid=context.caller.uid,
         gid=context.caller.gid,
         created_ns=store.clock.now_ns(),
+        isolation=msgspec.json.encode(isolation),
     )
     store.add_snapshot(snapshot)
-    return describe_snapshot(agent, snapshot, context.mountpoint)
-
-
-def _base(context: Context, target: Target) -> RootId:
-    """Return a root that stays as the snapshot is now, to tell later what changed in it."""
-    if target.version is not None:
-        return target.root
-    frozen = context.forest.clone(context.forest.tree(target.root))
-    # Not sealed: digests of what is new in it are not known. Nobody shows it, so nobody
-    # changes it.
-    context.store.set_root_state(frozen.root, RootState.WRITABLE)
-    return frozen.root.root_id
+    return describe_snapshot(store, agent, snapshot, context.mountpoint)

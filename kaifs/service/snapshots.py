@@ -5,7 +5,8 @@ from collections.abc import Generator
 import msgspec
 
 from kaifs.base.errors import AccessDeniedError
-from kaifs.meta.records import AgentRecord, SnapshotRecord
+from kaifs.base.types import RootId
+from kaifs.meta.records import AgentRecord, RootKind, SnapshotRecord
 from kaifs.service.context import Context
 from kaifs.service.isolation import IsolationConfig, describe_snapshot
 from kaifs.service.reference import get_agent
@@ -58,7 +59,13 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     found = [(agent, snapshot) for agent in agents for snapshot in store.snapshots(agent.agent_id)]
     sizes = {}
     if found:
-        sizes = yield from own_sizes(store, {root: root for root in store.root_ids()})
+        owners: dict[RootId, int] = {root: root for root in store.root_ids()}
+        for _, snapshot in found:
+            # What is kept for a snapshot alone, and goes with it, is its own.
+            for kept in (snapshot.base, snapshot.tested):
+                if kept in owners and store.root(kept).kind is RootKind.NONE:
+                    owners[kept] = snapshot.root
+        sizes = yield from own_sizes(store, owners)
     now_ns = store.clock.now_ns()
     return Result(
         snapshots=tuple(
@@ -79,7 +86,7 @@ def _is_open(context: Context, agent: AgentRecord) -> bool:
 def _info(
     context: Context, agent: AgentRecord, snapshot: SnapshotRecord, now_ns: int, own_bytes: int
 ) -> SnapshotInfo:
-    described = describe_snapshot(agent, snapshot, context.mountpoint)
+    described = describe_snapshot(context.store, agent, snapshot, context.mountpoint)
     return SnapshotInfo(
         id=described.id,
         agent_id=described.agent_id,

@@ -64,6 +64,8 @@ VERBS: Final = {
         Verb("snapshot", "snapshot", flush=True, changes=True),
         Verb("snapshots", "snapshots"),
         Verb("status", "status"),
+        # Not `changes`: it lasts as long as the tests do, and commits by itself.
+        Verb("test", "testing", flush=True),
     )
 }
 """Every verb that works on an open store."""

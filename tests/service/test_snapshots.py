@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from kaifs.base.errors import (
+    ArgumentValueError,
     BadNameError,
     SealedError,
     SnapshotExistsError,
-    SnapshotIsolationError,
     SnapshotNotFoundError,
 )
-from kaifs.service.snapshot import Limits
+from kaifs.service.isolation import Limits, parse_size
 from tests.service.desk import Desk
 
 
@@ -70,21 +70,71 @@ def test_a_read_only_snapshot_cannot_be_changed(bot: Desk, reference: str) -> No
 @pytest.mark.parametrize(
     "limits",
     [
-        Limits(network=True),
-        Limits(memory="1g"),
-        Limits(env=("A=b",)),
-        Limits(test=True),
-        Limits(deny_syscall=("mount",)),
+        Limits(memory="much"),
+        Limits(memory="0"),
+        Limits(storage="-1g"),
+        Limits(cpus="0"),
+        Limits(pids="1.5"),
+        Limits(env=("A",)),
+        Limits(allow=("relative",)),
+        Limits(allow=("/a/../b",)),
+        Limits(deny_syscall=("no such",)),
+        Limits(image="without-container"),
     ],
 )
-def test_a_limit_that_cannot_be_enforced_is_refused(bot: Desk, limits: Limits) -> None:
-    """Never a silent warning, and nothing is made."""
+def test_a_limit_that_makes_no_sense_is_refused(bot: Desk, limits: Limits) -> None:
+    """When the snapshot is made, not when something is to run; and nothing is made."""
     before = bot.state()
 
-    with pytest.raises(SnapshotIsolationError, match=limits.asked()[0]):
+    with pytest.raises(ArgumentValueError, match="--"):
         bot.run("snapshot", reference="bot", limits=limits)
 
     assert bot.state() == before
+
+
+def test_limits_are_kept_as_they_were_asked_for(bot: Desk) -> None:
+    limits = Limits(
+        container=True,
+        network=True,
+        memory="1g",
+        cpus="2",
+        storage="10m",
+        pids="7",
+        env=("A=b", "NODE_ENV=mine"),
+        allow=("/opt/tools", "/srv:rw"),
+        deny_syscall=("mount",),
+    )
+
+    made = bot.run("snapshot", reference="bot", name="snap", limits=limits, read_only=True)
+    bot.store.commit()
+    bot.reopen()
+
+    isolation = bot.run("show", reference="snap").snapshot.isolation
+    assert isolation == made.isolation
+    assert isolation.environment == {
+        "NODE_ENV": "mine",
+        "KAI_ISOLATION_MODE": "true",
+        "A": "b",
+    }
+    assert isolation.network_mode == "bridge"
+    resources = isolation.resources
+    assert (resources.memory, resources.cpu, resources.storage, resources.pids) == (
+        "1g",
+        "2",
+        "10m",
+        "7",
+    )
+    assert isolation.permissions.read_only
+    assert isolation.permissions.allowed_paths == ("/agent", "/opt/tools", "/srv:rw")
+    assert isolation.permissions.blocked_syscalls == ("mount",)
+    assert (isolation.container, isolation.image) == (True, "kai-agent-runtime")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512m", 512 << 20), ("1g", 1 << 30), ("4096", 4096), ("2KiB", 2048)]
+)
+def test_sizes_are_powers_of_1024(text: str, size: int) -> None:
+    assert parse_size(text, "--memory") == size
 
 
 def test_a_name_that_is_taken_or_bad_is_refused(bot: Desk) -> None:
