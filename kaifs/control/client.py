@@ -16,7 +16,9 @@ from kaifs.base.errors import AccessDeniedError, DaemonError
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.info import DaemonInfo, read_info, socket_path
 from kaifs.control.messages import (
+    ATTACH,
     SHUTDOWN,
+    AttachParams,
     Failure,
     FromDaemon,
     MessageError,
@@ -89,6 +91,53 @@ def shutdown(store_path: Path, *, lazy: bool) -> ShutdownResult:
         payload = _Exchange(connection).run(SHUTDOWN, ShutdownParams(lazy=lazy))
     result: ShutdownResult = _decoded(payload, ShutdownResult)
     return result
+
+
+class Attachment:
+    """A snapshot about to be served to one sandbox. Close it when the sandbox has ended."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def pass_descriptor(self, fd: int) -> None:
+        """Send *fd*, a mounted descriptor of `/dev/fuse`, to be served. Once; any process may."""
+        socket.send_fds(self._connection, [b"F"], [fd])
+
+    def close(self) -> None:
+        """End the connection: what still uses the mount gets ENOTCONN."""
+        self._connection.close()
+
+
+def attach(store_path: Path, params: AttachParams) -> Attachment:
+    """Ask the daemon of the store for a snapshot, and return when it waits for the descriptor.
+
+    Raises:
+        KaifsError: it refuses, or there is no daemon.
+    """
+    connection = _connect(store_path)
+    try:
+        _ask_for_descriptor(connection, params)
+    except BaseException:
+        connection.close()
+        raise
+    return Attachment(connection)
+
+
+def _ask_for_descriptor(connection: socket.socket, params: AttachParams) -> None:
+    connection.setblocking(True)
+    connection.sendall(pack_frame(encode(Request(ATTACH, msgspec.Raw(encode(params))))))
+    reader = FrameReader()
+    bodies: list[bytes] = []
+    while not bodies:
+        received = connection.recv(_RECEIVE)
+        if not received:
+            raise DaemonError("it ended the conversation")
+        bodies += reader.feed(received)
+    message = decode_from_daemon(bodies[0])
+    if isinstance(message, Failure):
+        raise error_of(message)
+    if not isinstance(message, Want):
+        raise DaemonError("its answer makes no sense")
 
 
 def _connect(store_path: Path) -> socket.socket:

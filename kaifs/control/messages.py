@@ -68,8 +68,27 @@ class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Whether the daemon ends now; else when the last user of the mount is gone."""
 
 
+class AttachParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the daemon's own verb `attach` is told."""
+
+    reference: str
+    """The snapshot."""
+    uid: int
+    """As whom everything in it is shown."""
+    gid: int
+    read_only: bool = False
+    quota: int | None = None
+    """Bytes that changes of the snapshot may take; None: any number."""
+
+
+class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The sandbox's mount is gone."""
+
+
 SHUTDOWN: Final = "shutdown"
-"""The one verb that is not in `kaifs.service.verbs`: unmount, commit, end."""
+"""Unmount, commit, end. Like `attach` no verb of `kaifs.service.verbs`."""
+ATTACH: Final = "attach"
+"""Serve a snapshot by a descriptor: sent with one byte, as SCM_RIGHTS, after the answer `Want`."""
 
 FromClient: TypeAlias = Request | Total | Entry | Data | End
 FromDaemon: TypeAlias = Progress | Output | Want | Result | Failure

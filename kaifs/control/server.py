@@ -14,9 +14,10 @@ whatever does not fit ends that connection and nothing else.
 
 import logging
 import math
+import os
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -27,8 +28,11 @@ import trio
 from kaifs.base.errors import AccessDeniedError, ArgumentValueError, KaifsError
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.messages import (
+    ATTACH,
     RESULT_PART,
     SHUTDOWN,
+    AttachParams,
+    AttachResult,
     FromDaemon,
     MessageError,
     Request,
@@ -40,7 +44,7 @@ from kaifs.control.messages import (
     encode,
     failure_of,
 )
-from kaifs.linux.sockets import Peer, peer_of
+from kaifs.linux.sockets import Peer, passed_descriptor, peer_of
 from kaifs.service.context import Caller, Context
 from kaifs.service.steps import Commit, End, Flush, Item, Output, Progress, Want
 from kaifs.service.verbs import VERBS, Verb
@@ -58,6 +62,11 @@ _RECEIVE: Final = 1 << 18
 _ITEMS_AHEAD: Final = 4
 """Items of a source that are kept until the verb wants them."""
 
+FUSE_DEVICE: Final = os.makedev(10, 229)
+"""Device number of /dev/fuse. Source: Documentation/admin-guide/devices.txt."""
+_DESCRIPTORS_MAX: Final = 8
+"""Descriptors for which there is room in a message; what is passed beyond is lost."""
+
 _Items: TypeAlias = "trio.MemoryReceiveChannel[Item]"
 
 
@@ -73,6 +82,10 @@ class Services:
     changing: trio.Lock
     """Held by whoever changes more than single files."""
     shutdown: Callable[[Caller, ShutdownParams], Awaitable[ShutdownResult]]
+    attach: Callable[
+        [Context, AttachParams, Callable[[], Awaitable[int]], trio.Event], Awaitable[AttachResult]
+    ]
+    """Serves a snapshot by a descriptor until the event is set or its mount is gone."""
 
 
 class _HungUpError(Exception):
@@ -174,11 +187,47 @@ class _Conversation:
             if not self._services.context(caller).owns_store():
                 raise AccessDeniedError("only the store's owner ends its daemon")
             return await self._services.shutdown(caller, shutdown)
+        if request.verb == ATTACH:
+            attach = decode_params(request.params, AttachParams)
+            return await self._attach(attach, self._services.context(caller))
         verb = VERBS.get(request.verb)
         if verb is None:
             raise ArgumentValueError(f"no such verb: {request.verb[:80]!r}")
         params = decode_params(request.params, verb.params)
         return await self._run(verb, params, caller)
+
+    async def _attach(self, params: AttachParams, context: Context) -> AttachResult:
+        """Serve a snapshot until its mount is gone; a client that goes away ends it."""
+        gone = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                with suppress(trio.BrokenResourceError):
+                    # Nothing is to come any more but the end.
+                    while await self._stream.receive_some(_RECEIVE):
+                        pass
+                gone.set()
+
+            async def receive() -> int:
+                await self._send(Want())
+                fd = await self._receive_descriptor()
+                nursery.start_soon(watch)
+                return fd
+
+            result = await self._services.attach(context, params, receive, gone)
+            nursery.cancel_scope.cancel()
+        return result
+
+    async def _receive_descriptor(self) -> int:
+        room = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4)
+        with trio.fail_after(REQUEST_TIMEOUT_S):
+            received, ancillary, _, _ = await self._stream.socket.recvmsg(1, room)
+        if not received:
+            raise _HungUpError
+        try:
+            return passed_descriptor(ancillary, FUSE_DEVICE)
+        except ValueError as error:
+            raise MessageError(str(error)) from error
 
     async def _run(self, verb: Verb, params: msgspec.Struct, caller: Caller) -> msgspec.Struct:
         """Run *verb* while items are received; end it when the client goes away."""

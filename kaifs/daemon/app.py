@@ -29,6 +29,7 @@ from kaifs.control.info import (
 )
 from kaifs.control.messages import Failure, Result, ShutdownParams, ShutdownResult, encode
 from kaifs.daemon.actions import StoreActions
+from kaifs.daemon.attachments import Attachments
 from kaifs.daemon.barrier import Barrier, Helper, prepare_mount
 from kaifs.daemon.epochs import RETRY_MAX_S, Epochs
 from kaifs.daemon.log import log_to_file
@@ -38,7 +39,7 @@ from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.transports import make_transport
 from kaifs.linux.files import write_all
-from kaifs.linux.mounts import MountEntry, MountUser, find_mount, users_of
+from kaifs.linux.mounts import MountEntry, MountUser, find_mount, leave_mount_namespace, users_of
 from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
 from kaifs.linux.sockets import listen_at
 from kaifs.meta.records import RootKind, RootState
@@ -48,6 +49,7 @@ from kaifs.service.switching import finish_due_backups
 from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
+from kaifs.views.numbers import Kind, virtual_node
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,10 @@ class Settings:
     """Stay in the terminal's session, with its standard streams."""
     ready_fd: int = -1
     """Where to tell that the mount answers, or why there is none; -1: nowhere."""
+    private: bool = False
+    """Mount where nobody else sees it: in a mount namespace of this process's own."""
+    end_fd: int = -1
+    """End when the other end of this pipe is closed; -1: when told."""
 
 
 def run(settings: Settings) -> None:
@@ -116,6 +122,8 @@ class _Daemon:
     async def run(self) -> None:
         """Serve from the store's lock to its release."""
         settings = self._settings
+        if settings.private:
+            leave_mount_namespace()
         # Before the store and /dev/fuse are open: the helper must hold neither.
         self._helper = Helper()
         try:
@@ -154,6 +162,14 @@ class _Daemon:
         self._handlers = Handlers(self._namespace, self._epochs.commit, self._wait_barrier)
         self._transport = make_transport(options.transport, self._handlers)
         self._invalidator = Invalidator(self._namespace, self._transport.notifier)
+        self._attachments = Attachments(
+            self._flush,
+            self._epochs.commit,
+            self._is_written,
+            self._withdraw,
+            self._drop_if_superseded,
+            self._namespace.lent,
+        )
         self._store.on_change = self._invalidator.changed
         listener = listen_at(socket_path(settings.store), SOCKET_MODE)
         self._mount()
@@ -163,9 +179,12 @@ class _Daemon:
             commit=self._commit_change,
             changing=self._changing,
             shutdown=self._shutdown_for,
+            attach=self._attachments.serve,
         )
         async with trio.open_nursery() as background:
             background.start_soon(self._watch_signals)
+            if settings.end_fd >= 0:
+                background.start_soon(self._watch_end)
             background.start_soon(self._announce)
             background.start_soon(self._epochs.run)
             async with trio.open_nursery() as foreground:
@@ -262,14 +281,14 @@ class _Daemon:
             supervisor_pid=process.pid,
             started_ticks=process.started,
             started_ns=self._store.clock.now_ns(),
-            mounts=[mount],
+            mounts=[] if settings.private else [mount],
         )
         write_info(settings.store, info)
 
     # --- what others ask for ------------------------------------------------------------------
 
     def _context(self, caller: Caller) -> Context:
-        whole = not self._settings.options.agent
+        whole = not self._settings.options.agent and not self._settings.private
         mountpoint = self._settings.mountpoint if whole else None
         return Context(self._store, self._forest, caller, mountpoint)
 
@@ -327,9 +346,20 @@ class _Daemon:
         inside = f"@snapshots/{root.name}/" if root.kind is RootKind.SNAPSHOT else "current/"
         return (inside if options.agent else f"{agent.name}/{inside}").encode()
 
+    def _is_written(self, root_id: RootId) -> bool:
+        return any(split_kernel_node(node)[0] == root_id for node in self._handlers.written_nodes())
+
+    def _withdraw(self, root_id: RootId) -> None:
+        """Let the kernel forget a snapshot: from now on it is asked for each time."""
+        root = self._store.root(root_id)
+        folder = virtual_node(Kind.SNAPSHOTS, root.agent_id)
+        nodes = self._namespace.known.nodes_of(root_id)
+        self._invalidator.withdraw(folder, root.name.encode(), nodes)
+
     def _drop_if_superseded(self, root_id: RootId) -> None:
         """Drop a root that no name leads to, once the kernel knows nothing of it."""
-        if not self._store.has_root(root_id) or self._namespace.known.has_root(root_id):
+        is_used = self._namespace.known.has_root(root_id) or root_id in self._attachments.lent
+        if not self._store.has_root(root_id) or is_used:
             return
         root = self._store.root(root_id)
         if root.state is not RootState.SUPERSEDED:
@@ -356,6 +386,13 @@ class _Daemon:
                     else:
                         is_asked = True
                         nursery.start_soon(self._go_down)
+
+    async def _watch_end(self) -> None:
+        """Go down when the process that wanted this daemon has ended."""
+        async with trio.lowlevel.FdStream(self._settings.end_fd) as stream:
+            while await stream.receive_some():
+                pass
+        await self._go_down()
 
     async def _go_down(self) -> None:
         """Take the mount down whoever uses it, having flushed what can be flushed."""
@@ -385,6 +422,9 @@ class _Daemon:
         async with self._changing:
             if not lazy:
                 await self._check_unused()
+                if not self._attachments.is_empty:
+                    raise MountBusyError(f"{mountpoint}: a sandbox runs in a snapshot")
+            self._attachments.terminate()
             if self._ready.is_set():
                 await self._wait_barrier()
             await self._epochs.commit()

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from kaifs.base.errors import (
 )
 from kaifs.control.client import find_daemon, shutdown
 from kaifs.control.frames import FRAME_MAX
-from kaifs.control.info import DaemonInfo, read_info
+from kaifs.control.info import DaemonInfo, read_info, run_folder
 from kaifs.control.messages import Failure, MessageError, decode_from_daemon, error_of
 from kaifs.daemon.options import parse_options
 from kaifs.linux.files import lock_owner
@@ -45,6 +46,8 @@ from kaifs.linux.processes import send_signal, wait_end
 from kaifs.store.store import LOCK_NAME
 from kaifs.store.superblock import read_superblock
 
+PRIVATE_FOLDER: Final = "private"
+"""Below the store's run folder: where a daemon mounts that only serves sandboxes."""
 FSTYPE: Final = "fuse.kaifs"
 PROBE_TIMEOUT_S: Final = 10.0
 """Seconds without an answer after which a server counts as hung."""
@@ -109,6 +112,45 @@ def mount(
     if info is None:
         raise DaemonError(f"{store}: it ended at once")
     return info
+
+
+@contextlib.contextmanager
+def served(store: Path) -> Iterator[None]:
+    """Have a daemon serve *store* as long as this lasts: the one that does, or one for this alone.
+
+    The one for this alone mounts where nobody sees it, and ends with this
+    process, whatever way that ends.
+
+    Raises:
+        StoreNotFoundError: There is no such store.
+        StoreBusyError: Another process has the store.
+        MountFailedError: The system refuses.
+    """
+    if find_daemon(store) is not None:
+        yield
+        return
+    try:
+        store = store.resolve(strict=True)
+    except OSError as error:
+        raise StoreNotFoundError(str(store)) from error
+    read_superblock(store)
+    mountpoint = run_folder(store) / PRIVATE_FOLDER
+    mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ours, theirs = os.pipe()
+    try:
+        try:
+            private = ["--private", "--end-fd", str(ours)]
+            process = _start(store, mountpoint, "", private, ours)
+        finally:
+            os.close(ours)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(DaemonError):
+                shutdown(store, lazy=True)
+    finally:
+        os.close(theirs)
+    process.wait(END_TIMEOUT_S)
 
 
 def umount(
@@ -190,8 +232,10 @@ def _check_unserved(store: Path) -> None:
 # --- the start ----------------------------------------------------------------------------
 
 
-def _start(store: Path, mountpoint: Path, options: str) -> None:
-    """Start the daemon and return when it says that the mount answers."""
+def _start(
+    store: Path, mountpoint: Path, options: str, more: Sequence[str] = (), *fds: int
+) -> "subprocess.Popen[bytes]":
+    """Start the daemon and return it when it says that the mount answers."""
     _reap()
     ours, theirs = os.pipe()
     with open(ours, "rb") as ready:
@@ -202,11 +246,11 @@ def _start(store: Path, mountpoint: Path, options: str) -> None:
         try:
             # No new session: an automounter knows by it who must not wait for the mount.
             process = subprocess.Popen(
-                [*command, "-o", options, "--ready-fd", str(theirs)],
+                [*command, "-o", options, "--ready-fd", str(theirs), *more],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 close_fds=True,
-                pass_fds=[theirs],
+                pass_fds=[theirs, *fds],
                 env=environment,
             )
         finally:
@@ -223,6 +267,7 @@ def _start(store: Path, mountpoint: Path, options: str) -> None:
         process.wait()
         raise error_of(message)
     _started.append(process)
+    return process
 
 
 def _reap() -> None:

@@ -25,12 +25,22 @@ def main() -> int:
     parser.add_argument("mountpoint", type=Path)
     parser.add_argument("-o", dest="options", default="")
     parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--end-fd", type=int, default=-1)
+    parser.add_argument("--private", action="store_true")
     args = parser.parse_args()
     # What the store's lock tells others about its holder.
     sys.argv = ["kaifs", "mount", str(args.store), str(args.mountpoint)]
     try:
         options = parse_options([args.options])
-        run(Settings(args.store, args.mountpoint, options, ready_fd=args.ready_fd))
+        settings = Settings(
+            args.store,
+            args.mountpoint,
+            options,
+            ready_fd=args.ready_fd,
+            private=args.private,
+            end_fd=args.end_fd,
+        )
+        run(settings)
     except KaifsError as error:
         _tell_failure(args.ready_fd, error)
         return EXIT_FAILURE

@@ -38,6 +38,13 @@ class Notifier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _StaleNode:
+    """An inode whose attributes and pages are to be forgotten."""
+
+    node: KernelNode
+
+
+@dataclass(frozen=True, slots=True)
 class _Reached:
     """A mark in the queue: everything before it is done."""
 
@@ -54,7 +61,9 @@ class Invalidator:
     def __init__(self, namespace: Namespace, notifier: Notifier) -> None:
         self._namespace = namespace
         self._notifier = notifier
-        self._queue: queue.SimpleQueue[StaleName | _Reached | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[StaleName | _StaleNode | _Reached | None] = (
+            queue.SimpleQueue()
+        )
         self._thread: threading.Thread | None = None
 
     def changed(self, change: Change) -> None:
@@ -66,6 +75,15 @@ class Invalidator:
             return
         for stale in stale_names(self._namespace, change):
             self._put(stale)
+
+    def withdraw(self, parent: KernelNode, name: bytes, nodes: list[KernelNode]) -> None:
+        """Let the kernel forget a view: its *name* with all names below, and its *nodes*' content.
+
+        Does not block.
+        """
+        self._put(StaleName(parent, name))
+        for node in nodes:
+            self._put(_StaleNode(node))
 
     async def wait_idle(self) -> None:
         """Wait until the kernel knows of every change so far. Not from a handler."""
@@ -81,7 +99,7 @@ class Invalidator:
             self._thread.join()
             self._thread = None
 
-    def _put(self, item: StaleName | _Reached) -> None:
+    def _put(self, item: StaleName | _StaleNode | _Reached) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="invalidate", daemon=True)
             self._thread.start()
@@ -91,6 +109,10 @@ class Invalidator:
         while (item := self._queue.get()) is not None:
             if isinstance(item, _Reached):
                 item.report()
+                continue
+            if isinstance(item, _StaleNode):
+                with _forgiving():
+                    self._notifier.invalidate_inode(item.node)
                 continue
             with _forgiving():
                 self._notifier.invalidate_entry(item.parent, item.name)

@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import socket
+import stat
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,30 @@ def peer_of(connection: _HasOptions) -> Peer:
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(packed)
     return Peer(pid, uid, gid)
+
+
+def passed_descriptor(ancillary: list[tuple[int, int, bytes]], device: int) -> int:
+    """Return the descriptor of the character device *device* that came with a message.
+
+    Whatever else came is closed. Source: unix(7), SCM_RIGHTS.
+
+    Raises:
+        ValueError: It did not come, or not alone.
+    """
+    fds: list[int] = []
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            size = struct.calcsize("=i")
+            fds += [fd for (fd,) in struct.iter_unpack("=i", data[: len(data) // size * size])]
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    if len(fds) == 1:
+        status = os.fstat(fds[0])
+        if stat.S_ISCHR(status.st_mode) and status.st_rdev == device:
+            return fds[0]
+    for fd in fds:
+        os.close(fd)
+    raise ValueError("not one descriptor of the device came")
 
 
 def listen_at(path: Path, mode: int, backlog: int = 64) -> socket.socket:

@@ -16,39 +16,16 @@ from kaifs.base.errors import SnapshotStateError, StoreDamagedError
 from kaifs.base.types import RootId
 from kaifs.meta.records import RootKind, RootState, SnapshotRecord
 from kaifs.service.context import Context
-from kaifs.service.isolation import IsolationConfig, Resources, isolation_of
+from kaifs.service.evidence import Evidence
+from kaifs.service.isolation import isolation_of
 from kaifs.service.suite import TestSuite
-from kaifs.service.suite_runner import LOG_MAX, SuiteRun, TestFailure
+from kaifs.service.suite_runner import LOG_MAX, SuiteRun
 from kaifs.store.registry import NO_ROOT, TEST_ERROR, TEST_FAILED, TEST_PASSED, TESTING
 from kaifs.tree.tested import shown_status
 from kaifs.tree.tree import Tree
 
 FAILURES_KEPT = 100
 """Failures in the evidence; the counts are of all."""
-
-
-class Evidence(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What tests were run in a snapshot, how, and what they came to."""
-
-    command: tuple[str, ...]
-    """Each test's command, in the order in which they ran."""
-    suite: str
-    """Where the suite came from: a file's name, or the tool that was detected."""
-    suite_hash: str
-    """SHA-256 of the suite's canonical form."""
-    success: bool
-    passed_tests: int
-    total_tests: int
-    failures: tuple[TestFailure, ...]
-    """The first of them."""
-    duration_s: int | float
-    """Milliseconds are its last digits."""
-    output_hash: str
-    """SHA-256 of the output that is kept, which `test --log` prints."""
-    output_bytes: int
-    limits: Resources
-    isolation: IsolationConfig
-    tested_at: str
 
 
 class Tested(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -1,8 +1,8 @@
 """The record of a version: the specification's AgentVersion, as canonical JSON.
 
-Canonical means RFC 8785: members sorted, no spaces, UTF-8. Records hold only
-strings, lists and objects with ASCII member names, so that sorting by code
-points is the same as by UTF-16 units and no number has to be spelled. These
+Canonical means RFC 8785: members sorted, no spaces, UTF-8. Member names are
+those of the specification and of environment variables. Numbers are whole, or
+thousandths, which Python spells as RFC 8785 does. These
 bytes are stored, hashed into the child's record and, later, signed; the file
 list is not in them, `show --json` renders it.
 
@@ -23,6 +23,7 @@ import msgspec
 
 from kaifs.base.digest import sha256
 from kaifs.base.errors import ArgumentValueError, StoreDamagedError
+from kaifs.service.evidence import Evidence
 
 SnapshotType = Literal["auto", "manual", "rollback", "release"]
 
@@ -70,6 +71,8 @@ class VersionMetadata(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     agent_state_checksum: str
     config_checksum: str
     tags: tuple[str, ...]
+    evidence: Evidence | msgspec.UnsetType = msgspec.UNSET
+    """Of the tests that the snapshot passed of which the version was made."""
 
 
 class VersionDependency(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -7,16 +7,20 @@ from typing import Literal
 
 import msgspec
 
-from kaifs.base.label import parse_label
 from kaifs.meta.records import AgentRecord, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.record import Description
 from kaifs.service.reference import Target, get_agent, resolve
-from kaifs.service.sealing import MadeVersion, add_version, made_version, seal_tree, version_tree
+from kaifs.service.sealing import (
+    MadeVersion,
+    add_version,
+    choose_label,
+    made_version,
+    seal_tree,
+    version_tree,
+)
 from kaifs.service.steps import Item, Step
 from kaifs.service.switching import switch_current
-
-_FIRST_LABEL = "0.0.0"
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -45,7 +49,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     params.description.check()
     agent = get_agent(store, params.agent)
     context.require_owner(agent)
-    label = _label(context, agent, params)
+    label = choose_label(store, agent, params.label, params.bump)
     target = resolve(store, params.agent if params.source is None else params.source)
     if params.source is not None:
         context.require_content(target.agent, target.root)
@@ -66,18 +70,6 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
             store.remove_version(agent.agent_id, label)
             raise
     return made_version(agent, version, parent, is_current=True)
-
-
-def _label(context: Context, agent: AgentRecord, params: Params) -> str:
-    """Return the new version's label, which is free."""
-    if params.label is not None:
-        context.store.check_new_label(agent, params.label)
-        return params.label
-    taken = {parse_label(version.label).core for version in context.store.versions(agent.agent_id)}
-    label = parse_label(agent.version or _FIRST_LABEL).bump(params.bump)
-    while label.core in taken:
-        label = label.bump(params.bump)
-    return label.text
 
 
 def _base(context: Context, target: Target) -> VersionRecord | None:

@@ -7,12 +7,15 @@ step in between, everything that shows the version is changed at once.
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Final
 
 import msgspec
 
 from kaifs.base.clock import format_time
+from kaifs.base.label import Bump, parse_label
 from kaifs.meta.records import AgentRecord, VersionRecord
 from kaifs.service.context import Context
+from kaifs.service.evidence import Evidence
 from kaifs.service.record import (
     AgentVersion,
     Description,
@@ -22,8 +25,12 @@ from kaifs.service.record import (
     state_checksums,
 )
 from kaifs.service.steps import Item, Progress, Step
+from kaifs.store.store import Store
 from kaifs.tree.seal import SealedTree, seal
 from kaifs.tree.tree import Tree
+
+FIRST_LABEL: Final = "0.0.0"
+"""What the label of an agent without a version is grown from."""
 
 
 class MadeVersion(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -56,6 +63,22 @@ def seal_tree(
         return sealed
 
 
+def choose_label(store: Store, agent: AgentRecord, label: str | None, bump: Bump) -> str:
+    """Return *label* if it is free; None grows the label that current is based on until it is.
+
+    Raises:
+        BadLabelError, VersionExistsError: *label* cannot be had.
+    """
+    if label is not None:
+        store.check_new_label(agent, label)
+        return label
+    taken = {parse_label(version.label).core for version in store.versions(agent.agent_id)}
+    following = parse_label(agent.version or FIRST_LABEL).bump(bump)
+    while following.core in taken:
+        following = following.bump(bump)
+    return following.text
+
+
 def add_version(
     context: Context,
     agent: AgentRecord,
@@ -63,6 +86,7 @@ def add_version(
     sealed: SealedTree,
     description: Description,
     parent: VersionRecord | None,
+    evidence: Evidence | None = None,
 ) -> VersionRecord:
     """Let *sealed* be the version *label* of *agent*, which must be free."""
     store = context.store
@@ -82,6 +106,7 @@ def add_version(
             agent_state_checksum=state_checksum,
             config_checksum=config_checksum,
             tags=description.tags,
+            evidence=msgspec.UNSET if evidence is None else evidence,
         ),
     )
     root = sealed.tree.root

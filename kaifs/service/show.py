@@ -8,8 +8,9 @@ import msgspec
 from kaifs.base.errors import InvalidVersionError
 from kaifs.meta.records import VersionRecord
 from kaifs.service.context import Context
+from kaifs.service.evidence import Evidence
 from kaifs.service.isolation import IsolatedSnapshot, describe_snapshot
-from kaifs.service.lifecycle import Evidence, tested_of
+from kaifs.service.lifecycle import tested_of
 from kaifs.service.record import AgentVersion, VersionedFile, decode_record
 from kaifs.service.reference import resolve
 from kaifs.service.steps import Item, Step

@@ -18,6 +18,7 @@ from typing import ClassVar, Final, Protocol
 
 import msgspec
 
+from kaifs.service.evidence import TestFailure
 from kaifs.service.junit import ReportError, read_report
 from kaifs.service.suite import TestCase, TestSuite
 from kaifs.service.suite_detect import REPORTS_VARIABLE
@@ -63,15 +64,6 @@ class Executor(Protocol):
     ) -> Execution:
         """Run *command* to its end, with *env* over the environment; end it after *timeout_s*."""
         ...
-
-
-class TestFailure(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One test that failed, as in the specification's TestResult."""
-
-    __test__: ClassVar[bool] = False
-
-    test: str
-    error: str
 
 
 class TestResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -49,26 +49,44 @@ def switch_current(
         ForeignMountError: something is mounted inside current.
         RollbackValidationError: the version is not what its record says.
     """
-    store = context.store
-    _refuse_foreign_mounts(context, agent)
+    refuse_foreign_mounts(context, agent)
     previous, old = agent.version, agent.head
+    begin_switch(context, agent, version)
+    try:
+        yield Flush()
+        backup = yield from finish_backup(context, agent.name)
+    except BaseException:
+        switch_back(context, agent.name, old, previous)
+        raise
+    return Switched(previous, backup)
+
+
+def begin_switch(context: Context, agent: AgentRecord, version: VersionRecord) -> None:
+    """Let *agent*'s current show *version*. A backup of what it showed is due from here on.
+
+    Raises:
+        RollbackValidationError: the version is not what its record says.
+    """
+    store = context.store
     clone = context.forest.clone(context.forest.tree(version.root))
     try:
         _validate(context, version, clone)
     except BaseException:
         context.forest.drop(clone.root.root_id)
         raise
+    previous, old = agent.version, agent.head
     label = backup_label(context, agent)
     agent = store.switch_head(agent, clone.root, version.label)
     store.put_agent(replace(agent, backup=label, superseded=old, backup_base=previous))
     store.note_unfinished(store.root(old))
-    try:
-        yield Flush()
-        backup = yield from finish_backup(context, agent.name)
-    except BaseException:
-        _switch_back(context, agent.name, old, previous)
-        raise
-    return Switched(previous, backup)
+
+
+def forget_backup(context: Context, name: str) -> None:
+    """Note that no backup is due for the agent *name*: what it showed is in a version."""
+    store = context.store
+    agent = store.get_agent(name)
+    store.put_agent(replace(agent, backup="", superseded=NO_ROOT, backup_base=""))
+    store.set_root_state(store.root(agent.superseded), RootState.SUPERSEDED)
 
 
 def finish_backup(
@@ -87,9 +105,7 @@ def finish_backup(
         notes = f"What current had uncommitted{over} at a rollback"
         description = Description(snapshot_type="rollback", notes=notes)
         backup = add_version(context, agent, agent.backup, sealed, description, base)
-    agent = replace(store.get_agent(name), backup="", superseded=NO_ROOT, backup_base="")
-    store.put_agent(agent)
-    store.set_root_state(source.root, RootState.SUPERSEDED)
+    forget_backup(context, name)
     return backup
 
 
@@ -131,7 +147,12 @@ def _validate(context: Context, version: VersionRecord, clone: Tree) -> None:
         raise RollbackValidationError(f"{version.label}: its record is of another version")
 
 
-def _refuse_foreign_mounts(context: Context, agent: AgentRecord) -> None:
+def refuse_foreign_mounts(context: Context, agent: AgentRecord) -> None:
+    """Check that nothing is mounted inside an agent's current: a switch would detach it.
+
+    Raises:
+        ForeignMountError: something is.
+    """
     if context.mountpoint is None:
         return
     foreign = mounts_below(context.mountpoint / agent.name / "current")
@@ -139,7 +160,8 @@ def _refuse_foreign_mounts(context: Context, agent: AgentRecord) -> None:
         raise ForeignMountError(", ".join(str(mount.mountpoint) for mount in foreign))
 
 
-def _switch_back(context: Context, name: str, old: RootId, previous: str) -> None:
+def switch_back(context: Context, name: str, old: RootId, previous: str) -> None:
+    """Undo `begin_switch`: the agent *name*'s current shows *old* again, based on *previous*."""
     store = context.store
     agent = store.get_agent(name)
     failed = agent.head

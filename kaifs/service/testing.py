@@ -15,13 +15,14 @@ import msgspec
 from kaifs.base.errors import SuiteRunError
 from kaifs.base.types import RootId
 from kaifs.service.context import Context
+from kaifs.service.evidence import TestFailure
 from kaifs.service.isolation import IsolatedSnapshot, describe_snapshot
 from kaifs.service.lifecycle import begin_test, fail_test, find_by_root, finish_test
 from kaifs.service.reference import resolve_snapshot
 from kaifs.service.steps import CHUNK_SIZE, Commit, Data, End, Flush, Item, Output, Step, Want
 from kaifs.service.suite import TestSuite
 from kaifs.service.suite_detect import detect_suite
-from kaifs.service.suite_runner import SuiteRun, TestFailure
+from kaifs.service.suite_runner import SuiteRun
 
 _REPORT_MAX: Final = 16 << 20
 """Bytes in the report of a run."""

@@ -49,6 +49,7 @@ class Verb:
 VERBS: Final = {
     verb.name: verb
     for verb in (
+        Verb("commit", "commit", flush=True, changes=True),
         Verb("diff", "diff", flush=True),
         Verb("discard", "discard", changes=True),
         Verb("export", "export", flush=True),
@@ -57,6 +58,7 @@ VERBS: Final = {
         Verb("import", "import_", changes=True),
         Verb("list", "list_"),
         Verb("manifest", "manifest", flush=True),
+        Verb("rebase", "rebase", flush=True, changes=True),
         Verb("remove", "remove", changes=True),
         Verb("rollback", "rollback", flush=True, changes=True),
         Verb("seal", "seal", flush=True, changes=True),

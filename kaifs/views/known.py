@@ -50,6 +50,10 @@ class KnownNodes:
             del self._nodes_of_root[root]
         return True
 
+    def nodes_of(self, root: RootId) -> list[KernelNode]:
+        """Return every known node of *root*."""
+        return [node for node in self._lookups if node >> INO_BITS == root]
+
     def nodes(self) -> list[KernelNode]:
         """Return every known node."""
         return list(self._lookups)

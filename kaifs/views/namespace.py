@@ -97,6 +97,8 @@ class MountScope:
     """Empty: the folder of all agents."""
     view: str = ""
     """`current`, `@versions/LABEL`, `@snapshots/NAME`; empty: the agent's folder."""
+    root: RootId | None = None
+    """The root of the view, if it is to stay that one whatever the names become."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class Namespace:
         """
         if not self.scope.agent:
             return ROOT_NODE
+        if self.scope.root is not None:
+            return kernel_node(self.scope.root, TOP_INO)
         agent = self._store.find_agent(self.scope.agent)
         if agent is None:
             raise NoEntryError(self.scope.agent)
