@@ -103,6 +103,13 @@ class Attachment:
         """Send *fd*, a mounted descriptor of `/dev/fuse`, to be served. Once; any process may."""
         socket.send_fds(self._connection, [b"F"], [fd])
 
+    def wait_end(self) -> bytes:
+        """Wait until the daemon ends the connection and return what it said, for its log."""
+        said = b""
+        while received := self._connection.recv(_RECEIVE):
+            said += received
+        return said
+
     def close(self) -> None:
         """End the connection: what still uses the mount gets ENOTCONN."""
         self._connection.close()

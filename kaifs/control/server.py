@@ -214,9 +214,10 @@ class _Conversation:
                 nursery.start_soon(watch)
                 return fd
 
-            result = await self._services.attach(context, params, receive, gone)
+            # Captured, for a nursery would wrap what it raises.
+            done = await outcome.acapture(self._services.attach, context, params, receive, gone)
             nursery.cancel_scope.cancel()
-        return result
+        return done.unwrap()
 
     async def _receive_descriptor(self) -> int:
         room = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4)

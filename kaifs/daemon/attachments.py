@@ -90,7 +90,9 @@ class Attachments:
             )
             handlers = Handlers(namespace, self.commit, _nothing_to_flush)
             # Without the writeback cache a quota answers at write(2), and not at a later fsync.
-            features = Features(writeback=False, zero_message_open=True)
+            # What may not be written must be refused at open, and a client may mount as it
+            # likes: then OPEN has to come.
+            features = Features(writeback=False, zero_message_open=not namespace.read_only)
             connection = self._connections[root] = KernelConnection(fd, handlers, features)
             log.info("attached", extra={"snapshot": where, "quota": params.quota})
             try:

@@ -1,8 +1,9 @@
 """A control server over a real store and a real socket, and a verb to try it with."""
 
+import os
 import sys
 import types
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import trio
 
 from kaifs.base.errors import BarrierError
 from kaifs.control.info import run_folder, socket_path
-from kaifs.control.messages import ShutdownParams, ShutdownResult
+from kaifs.control.messages import AttachParams, AttachResult, ShutdownParams, ShutdownResult
 from kaifs.control.server import Services, serve
 from kaifs.linux.sockets import listen_at
 from kaifs.service.context import Caller, Context
@@ -70,12 +71,26 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         found.done.append(f"shutdown lazy={params.lazy}")
         return ShutdownResult(ends=True)
 
+    async def attach(
+        context: Context,
+        params: AttachParams,
+        receive: Callable[[], Awaitable[int]],
+        gone: trio.Event,
+    ) -> AttachResult:
+        passed = await receive()
+        device = os.fstat(passed).st_rdev
+        found.done.append(f"attach {params.reference} {os.major(device)}:{os.minor(device)}")
+        await gone.wait()
+        os.close(passed)
+        return AttachResult()
+
     services = Services(
         context=lambda caller: Context(store, forest, caller),
         barrier=barrier,
         commit=commit,
         changing=trio.Lock(),
         shutdown=shutdown,
+        attach=attach,
     )
     run_folder(store.path).mkdir(exist_ok=True)
     closing = trio.Event()

@@ -1,5 +1,6 @@
 """Verbs through the socket: the same results, and nothing half done."""
 
+import contextlib
 import os
 import socket
 import struct
@@ -18,10 +19,10 @@ from kaifs.base.errors import (
     DaemonError,
     SourceError,
 )
-from kaifs.control.client import call, find_daemon, shutdown
+from kaifs.control.client import attach, call, find_daemon, shutdown
 from kaifs.control.frames import pack_frame
 from kaifs.control.info import DaemonInfo, remove_info, socket_path, write_info
-from kaifs.control.messages import RemoteBugError, Request, encode
+from kaifs.control.messages import AttachParams, RemoteBugError, Request, encode
 from kaifs.linux.processes import identify
 from kaifs.linux.sockets import connect_to
 from kaifs.service import import_, list_, manifest
@@ -217,3 +218,37 @@ async def test_a_daemon_is_found_while_it_lives_and_listens(served: Served) -> N
 def test_no_daemon_is_an_error_with_a_code(tmp_path: Path) -> None:
     with pytest.raises(DaemonError):
         call(tmp_path, "trial", Params(what=""))
+
+
+async def test_attach_takes_the_descriptor_that_is_passed(served: Served) -> None:
+    """The daemon gets it, and is told when who passed it goes away."""
+
+    def ask() -> None:
+        attachment = attach(served.path, AttachParams(reference="a/@snapshots/x", uid=1, gid=1))
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        attachment.pass_descriptor(device)
+        os.close(device)
+        attachment.close()
+
+    await trio.to_thread.run_sync(ask)
+    with trio.fail_after(10):
+        while not served.done:
+            await trio.lowlevel.checkpoint()
+
+    assert served.done == ["attach a/@snapshots/x 10:229"]
+
+
+async def test_attach_takes_no_other_descriptor(served: Served) -> None:
+    """A client could pass anything: a pipe that never ends, another store's segment."""
+
+    def ask() -> bytes:
+        attachment = attach(served.path, AttachParams(reference="a/@snapshots/x", uid=1, gid=1))
+        with open("/dev/null", "rb") as other:
+            attachment.pass_descriptor(other.fileno())
+        with contextlib.closing(attachment):
+            return attachment.wait_end()
+
+    refusal = await trio.to_thread.run_sync(ask)
+
+    assert b"E140" in refusal
+    assert served.done == []
