@@ -56,7 +56,7 @@ def read_report(payload: bytes) -> Report:
         reader.parser.Parse(payload, True)
     except expat.ExpatError as error:
         raise ReportError(str(error)) from error
-    except ValueError as error:  # an encoding that does not exist
+    except (ValueError, LookupError) as error:  # an encoding that does not exist
         raise ReportError(str(error)) from error
     if not reader.is_report:
         raise ReportError("no testsuite in it")

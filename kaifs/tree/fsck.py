@@ -45,7 +45,7 @@ from kaifs.meta.records import (
     encode_dir_index,
 )
 from kaifs.store.payload import split_ids
-from kaifs.store.registry import check_agent_name, check_snapshot_name
+from kaifs.store.registry import TESTING, check_agent_name, check_snapshot_name
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
 from kaifs.tree.btree import BTree, differing
@@ -258,6 +258,9 @@ class _Check:
                 self._own(owned, where, snapshot.root, kind, agent.agent_id, snapshot.name)
                 owned.setdefault(snapshot.base, where)
                 owned.setdefault(snapshot.tested, where)
+                is_due = snapshot.status == TESTING or snapshot.committed
+                if is_due and snapshot.root not in store.unfinished_roots():
+                    self._find(16, where, f"{snapshot.status}, but not listed")
         self._check_roots(owned)
 
     def _check_name(self, subject: str, name: str, *, agent: bool) -> None:
