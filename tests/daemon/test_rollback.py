@@ -1,0 +1,110 @@
+"""Rollback is one switch: whoever reads meanwhile sees the old state or the new one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kaifs.control.client import call
+from kaifs.service.rollback import Params as RollbackParams
+from kaifs.service.seal import Params as SealParams
+from tests.daemon.site import Site
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
+FILES = 40
+ROLLBACKS = 20
+
+READER = """
+import json, os, sys
+
+current = sys.argv[1]
+seen, troubles = set(), []
+print("reading", flush=True)
+os.set_blocking(0, False)
+while True:
+    try:
+        if os.read(0, 1) == b"":
+            break
+    except BlockingIOError:
+        pass
+    try:
+        # By one path at a time, and all through one directory: never a mixture there.
+        seen.add(open(f"{current}/f0").read())
+        folder = os.open(current, os.O_RDONLY | os.O_DIRECTORY)
+        texts = set()
+        for name in os.listdir(f"/proc/self/fd/{folder}"):
+            with open(os.open(name, os.O_RDONLY, dir_fd=folder)) as file:
+                texts.add(file.read())
+        os.close(folder)
+        if len(texts) != 1:
+            troubles.append(f"a mixture: {sorted(texts)}")
+    except OSError as error:
+        troubles.append(str(error))
+print(json.dumps([sorted(seen), troubles[:5]]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("transport", ["pyfuse3", "kernel"])
+def test_readers_see_the_old_state_or_the_new_one(site: Site, transport: str) -> None:
+    site.mount(f"transport={transport}")
+    (site.mountpoint / "agent").mkdir()
+    for text, label in (("old", "1.0.0"), ("new", "1.1.0")):
+        for number in range(FILES):
+            (site.current / f"f{number}").write_text(text)
+        call(site.store, "seal", SealParams(agent="agent", label=label))
+    inode = (site.current / "f0").stat().st_ino
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, str(site.current)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for reader in readers:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reading\n"
+
+    for number in range(ROLLBACKS):
+        label, text = (("1.0.0", "old"), ("1.1.0", "new"))[number % 2]
+        call(site.store, "rollback", RollbackParams(agent="agent", version=label))
+        assert (site.current / "f0").read_text() == text
+
+    for reader in readers:
+        said, _ = reader.communicate()
+        assert json.loads(said) == [["new", "old"], []]
+    assert (site.current / "f0").stat().st_ino == inode
+
+
+def test_what_was_written_before_a_rollback_is_in_the_backup(mounted: Site) -> None:
+    """Also what programs wrote through files that they still have open."""
+    (mounted.current / "file").write_text("sealed")
+    call(mounted.store, "seal", SealParams(agent="agent", label="1.0.0"))
+    with (mounted.current / "open").open("w") as still_open:
+        still_open.write("not closed")
+        still_open.flush()
+        (mounted.current / "file").write_text("changed")
+
+        call(mounted.store, "rollback", RollbackParams(agent="agent", version="1.0.0"))
+
+    backup = mounted.mountpoint / "agent/@versions/1.0.1-rollback.1"
+    assert (backup / "file").read_text() == "changed"
+    assert (backup / "open").read_text() == "not closed"
+    assert (mounted.current / "file").read_text() == "sealed"
+    assert not (mounted.current / "open").exists()
+
+
+def test_an_open_file_stays_on_the_old_view(mounted: Site) -> None:
+    (mounted.current / "file").write_text("first")
+    call(mounted.store, "seal", SealParams(agent="agent", label="1.0.0"))
+    (mounted.current / "file").write_text("second")
+
+    with (mounted.current / "file").open() as reading:
+        call(mounted.store, "rollback", RollbackParams(agent="agent", version="1.0.0"))
+
+        assert reading.read() == "second"
+        assert Path(mounted.current / "file").read_text() == "first"
