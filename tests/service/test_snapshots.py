@@ -101,7 +101,7 @@ def test_limits_are_kept_as_they_were_asked_for(bot: Desk) -> None:
         storage="10m",
         pids="7",
         env=("A=b", "NODE_ENV=mine"),
-        allow=("/opt/tools", "/srv:rw"),
+        allow=("/usr/local", "/var/cache:rw"),
         deny_syscall=("mount",),
     )
 
@@ -125,7 +125,7 @@ def test_limits_are_kept_as_they_were_asked_for(bot: Desk) -> None:
         "7",
     )
     assert isolation.permissions.read_only
-    assert isolation.permissions.allowed_paths == ("/agent", "/opt/tools", "/srv:rw")
+    assert isolation.permissions.allowed_paths == ("/agent", "/usr/local", "/var/cache:rw")
     assert isolation.permissions.blocked_syscalls == ("mount",)
     assert (isolation.container, isolation.image) == (True, "kai-agent-runtime")
 
