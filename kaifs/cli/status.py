@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
         _line("Daemon", f"pid {daemon['pid']}, supervisor {daemon['supervisorPid']}, up {uptime}")
     for mount in mounts:
         agent = f", agent {mount['agent']}" if mount["agent"] else ""
-        _line("Mount", f"{mount['mountpoint']} ({mount['transport']}{agent}; {mount['options']})")
+        options = f"; {mount['options']}" if mount["options"] else ""
+        _line("Mount", f"{mount['mountpoint']} ({mount['transport']}{agent}{options})")
     space = found.space
     _line(
         "Space",
