@@ -108,8 +108,8 @@ def enter(snapshot: Site, tmp_path: Path) -> Iterator[Callable[..., Inside]]:
     """Start processes that have the snapshot for themselves; they end with the test."""
     started: list[Inside] = []
 
-    def start(**options: int) -> Inside:
-        started.append(Inside(snapshot, tmp_path, **options))
+    def start(quota: int = 0, read_only: bool = False) -> Inside:
+        started.append(Inside(snapshot, tmp_path, quota, read_only))
         return started[-1]
 
     yield start
