@@ -19,6 +19,8 @@ EXIT_BUG: Final = 70
 EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
 MOUNT_HELPER: Final = "mount.kaifs"
+EXIT_MOUNT_FAILURE: Final = 32
+"""Source: mount(8), exit status; what its helpers answer."""
 
 VERBS: Final = {
     "init": "make a store",
@@ -35,6 +37,9 @@ VERBS: Final = {
     "rollback": "make current show an older version",
     "snapshot": "make a writable snapshot",
     "snapshots": "list snapshots",
+    "run": "run a command in a snapshot's sandbox",
+    "test": "run a test suite in a snapshot",
+    "commit": "make a tested snapshot the next version",
     "discard": "remove a snapshot",
     "remove": "take a version away",
     "gc": "free what nothing reaches",
@@ -66,12 +71,15 @@ class _VerbParser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if Path(sys.argv[0]).name == MOUNT_HELPER:
+    is_helper = Path(sys.argv[0]).name == MOUNT_HELPER
+    if is_helper:
         arguments.insert(0, "mount")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     args = _parse(arguments)
+    if is_helper:
+        args.trouble = EXIT_MOUNT_FAILURE
     try:
         status: int = args.run(args)
         sys.stdout.flush()

@@ -52,6 +52,11 @@ def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
+def printable(text: str) -> str:
+    """Return *text* without what a terminal would obey: for what tests and agents write."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def format_size(size: int) -> str:
     """Return *size* bytes as people read it: `0 B`, `1.5 KiB`."""
     if size < 1024:

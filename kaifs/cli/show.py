@@ -3,8 +3,13 @@
 import argparse
 from typing import Any
 
-from kaifs.cli.output import coloured, format_size, print_json
+from msgspec import UNSET
+
+from kaifs.cli.output import coloured, format_size, print_json, printable
 from kaifs.cli.session import call
+
+_LINES = 20
+"""Lines of output that are shown of a snapshot's tests."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,16 +21,20 @@ def run(args: argparse.Namespace) -> int:
     """Show it."""
     from kaifs.service.show import Params
 
-    found = call(args, "show", Params(reference=args.reference, has_files=args.json))
+    params = Params(reference=args.reference, has_files=args.json, has_log=True)
+    found = call(args, "show", params)
     if args.json:
         import msgspec
 
         if found.snapshot is not None:
-            print_json(found.snapshot)
+            log = None if found.log is None else found.log.decode("utf-8", "backslashreplace")
+            shown = msgspec.to_builtins(found.snapshot)
+            print_json({**shown, "evidence": found.evidence, "log": log})
         else:
             print_json({**msgspec.to_builtins(found.version), "files": found.files})
     elif found.snapshot is not None:
-        _print(_snapshot_lines(found.snapshot))
+        _print(_snapshot_lines(found.snapshot) + _evidence_lines(found.evidence))
+        _print_log(found.log)
     else:
         _print(_version_lines(found))
     return 0
@@ -47,7 +56,39 @@ def _version_lines(found: Any) -> list[tuple[str, str]]:
         ("State", metadata.agent_state_checksum),
         ("Config", metadata.config_checksum),
     ]
-    return [(name, text) for name, text in lines if text]
+    evidence = metadata.evidence
+    told = [(name, text) for name, text in lines if text]
+    return told if evidence is UNSET else told + _evidence_lines(evidence)
+
+
+def _evidence_lines(evidence: Any) -> list[tuple[str, str]]:
+    """Return what is told of tests; nothing if there were none."""
+    if evidence is None:
+        return []
+    outcome = "passed" if evidence.success else "failed"
+    counts = f"{evidence.passed_tests}/{evidence.total_tests}"
+    lines = [
+        ("Tests", f"{outcome} ({counts}) in {evidence.duration_s} s, {evidence.tested_at}"),
+        ("Suite", f"{evidence.suite or '-'} {evidence.suite_hash}"),
+        ("Output", evidence.output_hash),
+    ]
+    lines += [("Command", printable(command)) for command in evidence.command]
+    lines += [("Failure", printable(f"{one.test}: {one.error}")) for one in evidence.failures]
+    limits, isolation = evidence.limits, evidence.isolation
+    kind = f"container {isolation.image}" if isolation.container else "sandbox"
+    text = f"{kind}, memory {limits.memory}, cpu {limits.cpu}, storage {limits.storage}, "
+    return [*lines, ("Limits", text + f"pids {limits.pids}, network {isolation.network_mode}")]
+
+
+def _print_log(log: bytes | None) -> None:
+    if not log:
+        return
+    lines = log.decode("utf-8", "replace").splitlines()
+    print()
+    if len(lines) > _LINES:
+        print(f"[{len(lines) - _LINES} lines before this: kaifs test --log]")
+    for line in lines[-_LINES:]:
+        print(printable(line))
 
 
 def _snapshot_lines(snapshot: Any) -> list[tuple[str, str]]:

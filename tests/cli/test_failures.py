@@ -79,11 +79,30 @@ def test_a_store_that_is_none_or_newer_is_refused(kaifs: Shell) -> None:
     superblock.write_bytes(sound)
 
 
-def test_unenforceable_limits_are_refused_and_nothing_is_made(bot: Shell) -> None:
-    for option in (["--network"], ["--memory", "1g"], ["--test-suite", "x.toml"], ["--test"]):
+def test_a_test_that_cannot_be_run_is_refused_and_nothing_is_made(bot: Shell) -> None:
+    """Never ignored: who asked for it would believe that it passed."""
+    for option in (["--test"], ["--suite", "x.toml"], ["--test-suite", "x.toml"]):
         expect(bot("snapshot", "-q", "bot", *option), "E103")
 
     assert bot.fine("snapshots") == ""
+
+
+def test_a_limit_that_makes_no_sense_is_refused_and_nothing_is_made(bot: Shell) -> None:
+    expect(bot("snapshot", "-q", "bot", "--memory", "much"), "E140")
+
+    assert bot.fine("snapshots") == ""
+
+
+def test_mounts_helper_fails_as_mount_expects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`mount -t kaifs` runs `mount.kaifs STORE MNT -o rw`; 32 is its "mount failure"."""
+    monkeypatch.setattr("sys.argv", ["/usr/sbin/mount.kaifs"])
+
+    status = main([str(tmp_path / "store"), str(tmp_path), "-o", "rw"])
+
+    assert status == 32
+    assert capsys.readouterr().err.startswith("kaifs: E110: ")
 
 
 def test_ctrl_c_leaves_the_store_as_it_was(bot: Shell, tmp_path: Path) -> None:
