@@ -79,14 +79,6 @@ def test_a_store_that_is_none_or_newer_is_refused(kaifs: Shell) -> None:
     superblock.write_bytes(sound)
 
 
-def test_a_test_that_cannot_be_run_is_refused_and_nothing_is_made(bot: Shell) -> None:
-    """Never ignored: who asked for it would believe that it passed."""
-    for option in (["--test"], ["--suite", "x.toml"], ["--test-suite", "x.toml"]):
-        expect(bot("snapshot", "-q", "bot", *option), "E103")
-
-    assert bot.fine("snapshots") == ""
-
-
 def test_a_limit_that_makes_no_sense_is_refused_and_nothing_is_made(bot: Shell) -> None:
     expect(bot("snapshot", "-q", "bot", "--memory", "much"), "E140")
 
