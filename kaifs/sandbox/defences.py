@@ -23,7 +23,6 @@ class Defence(StrEnum):
     PIDS_LIMIT = auto()
     CLOSED_DESCRIPTORS = auto()
     STREAM_RELAY = auto()
-    NEW_SESSION = auto()
     CLEAN_ENVIRONMENT = auto()
     READ_ONLY_AGENT = auto()
     READ_ONLY_SYSTEM = auto()

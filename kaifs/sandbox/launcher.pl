@@ -23,7 +23,8 @@ sub call {
     return $result;
 }
 
-call('setsid') if number();
+# bubblewrap's session is that of its pid 1, which cannot lead a terminal for us.
+call('setsid');
 for my $stream (0 .. 2) {
     my $fd = shift @job;
     if ($fd eq 'null') {

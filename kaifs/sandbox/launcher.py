@@ -41,7 +41,6 @@ class Job:
 
     report: int
     """Descriptor of a pipe to the supervisor, closed when the command has been started."""
-    new_session: bool
     streams: tuple[int | None, int | None, int | None]
     """Descriptors that become 0, 1 and 2; None is the sandbox's /dev/null."""
     terminal: int | None
@@ -65,7 +64,6 @@ class Job:
         fields = _Fields()
         fields.add(self.report)
         fields.add_list(field for name in _CALLS for field in (name, _number(name)))
-        fields.add(int(self.new_session))
         for stream in self.streams:
             fields.add("null" if stream is None else stream)
         fields.add(-1 if self.terminal is None else self.terminal)

@@ -56,7 +56,7 @@ def make_limits(policy: Policy, name: str, defences: frozenset[Defence]) -> Limi
                 group.extend(controller, among)
                 getattr(group, f"limit_{limit}")(value)
             except GroupUnavailable as error:
-                reasons[limit] = str(error)
+                reasons[limit] = error.reason
         processes = policy.pids if reasons.pop("pids", None) else None
         _require(policy.required, reasons)
         # Only counts; a version 2 group counts without it.

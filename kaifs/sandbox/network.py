@@ -90,7 +90,7 @@ class UserNetwork:
             if not poll.poll(_READY_S * 1000) or not os.read(ready, 1):
                 self.close()
                 said = os.pread(errors, 4096, 0).decode(errors="replace").strip()
-                reason = said.splitlines()[-1] if said else "not ready"
+                reason = "; ".join(said.splitlines()) or "not ready"
                 raise SnapshotIsolationError(f"network bridge: slirp4netns: {reason}")
         finally:
             os.close(ready)

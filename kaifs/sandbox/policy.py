@@ -143,7 +143,13 @@ def parse_allowed_path(text: str) -> AllowedPath:
     if not path.startswith("/") or "\0" in path or ".." in parts:
         raise ArgumentValueError(f"allowed path: {text!r} is not absolute and plain")
     plain = Path("/", *parts[1:])
-    if plain == Path("/") or str(plain) in _MANAGED or plain.parts[1] in ("proc", "sys", "dev"):
+    if plain == AGENT:
+        return AllowedPath(plain, writable)  # the specification's default; always there
+    if (
+        plain == Path("/")
+        or str(plain) in _MANAGED
+        or plain.parts[1] in ("proc", "sys", "dev", "agent")
+    ):
         raise ArgumentValueError(f"allowed path: {text!r} is the sandbox's own")
     return AllowedPath(plain, writable)
 

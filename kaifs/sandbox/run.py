@@ -462,9 +462,7 @@ class _SetUp:
             arguments.append("--unshare-ipc")
         if not self.start.is_bridged and Defence.NETWORK_NAMESPACE in defences:
             arguments.append("--unshare-net")
-        if Defence.NEW_SESSION in defences:
-            arguments.append("--new-session")
-        return [*arguments, "--die-with-parent", "--cap-drop", "ALL"]
+        return [*arguments, "--new-session", "--die-with-parent", "--cap-drop", "ALL"]
 
     def _job(self, report: int) -> Job:
         start, streams = self.start, self.streams
@@ -472,7 +470,6 @@ class _SetUp:
         landlocked = Defence.LANDLOCK in start.defences and abi_version() > 0
         return Job(
             report=report,
-            new_session=Defence.NEW_SESSION in start.defences,
             streams=(inside[0], inside[1], inside[2]),
             terminal=streams.terminal,
             close_descriptors=Defence.CLOSED_DESCRIPTORS in start.defences,
