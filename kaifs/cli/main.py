@@ -65,7 +65,21 @@ class _VerbParser(argparse.ArgumentParser):
             self.formatter_class = argparse.RawDescriptionHelpFormatter
             module.configure(self)
             self.set_defaults(run=module.run)
-        return super().parse_known_args(args, namespace)
+        arguments, command = self._split_command(list(args or []))
+        found, rest = super().parse_known_args(arguments, namespace)
+        if command is not None:
+            found.command = command
+        return found, rest
+
+    def _split_command(self, arguments: list[str]) -> tuple[list[str], list[str] | None]:
+        """Return what is before and after the first `--`, for a verb that runs a command.
+
+        argparse would take away a `--` of the command's own as well.
+        """
+        if not self.get_default("takes_command") or "--" not in arguments:
+            return arguments, None
+        place = arguments.index("--")
+        return arguments[:place], arguments[place + 1 :]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -28,17 +28,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.usage = "kaifs run [options] ID|AGENT@LABEL -- CMD..."
     parser.add_argument("reference", metavar="ID|AGENT@LABEL")
-    parser.add_argument("command", metavar="CMD", nargs="+")
+    parser.add_argument("command", metavar="CMD", nargs="*")
     parser.add_argument(
         "--keep", action="store_true", help="keep the snapshot that was made, and print its id"
     )
     parser.add_argument("--read-only", action="store_true", help="nothing in it can be changed")
     add_limits(parser)
-    parser.set_defaults(trouble=_TROUBLE)
+    parser.set_defaults(trouble=_TROUBLE, takes_command=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it."""
+    if not args.command:
+        raise ArgumentValueError("no command; write it after --")
     sandbox_session.prepare(args)
     with (
         _snapshot(args) as snapshot,

@@ -4,12 +4,19 @@ Limits are kept with the snapshot and enforced, or refused, when something is to
 run in it.
 """
 
+from __future__ import annotations
+
 import argparse
+from typing import TYPE_CHECKING
 
 from kaifs.base.errors import ArgumentValueError
 from kaifs.cli.limits import add_limits, limits
 from kaifs.cli.output import DONE, print_json, say
 from kaifs.cli.session import call
+
+if TYPE_CHECKING:
+    from kaifs.service.isolation import IsolatedSnapshot
+    from kaifs.service.suite import TestSuite
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,22 +32,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the snapshot."""
+    """Make the snapshot, and test it if asked to."""
     from kaifs.service.snapshot import Params
 
-    if args.suite is not None and not args.test:
-        raise ArgumentValueError("--suite needs --test")
-    if args.test:
-        from kaifs.cli import sandbox_session
-        from kaifs.cli.testing import read_suite, run_tests
+    # Before anything is made: a suite that cannot be read.
+    suite = _prepare_tests(args)
     params = Params(
         reference=args.reference,
         name=args.name,
         read_only=args.read_only,
         limits=limits(args),
     )
-    if args.test:
-        sandbox_session.prepare(args)
     say(args, f"Creating isolated snapshot for {args.reference}...")
     made = call(args, "snapshot", params)
     if args.quiet and not args.json:
@@ -48,12 +50,38 @@ def run(args: argparse.Namespace) -> int:
     elif not args.json:
         say(args, f"{DONE} Snapshot created: {made.id}")
         say(args, f"Path: {made.path}")
+    if args.test:
+        return _test(args, made, suite)
+    if args.json:
+        print_json(made)
+    return 0
+
+
+def _prepare_tests(args: argparse.Namespace) -> TestSuite | None:
+    if args.suite is not None and not args.test:
+        raise ArgumentValueError("--suite needs --test")
     if not args.test:
-        if args.json:
-            print_json(made)
-        return 0
+        return None
+    from kaifs.cli import sandbox_session
+    from kaifs.cli.testing import read_suite
+
+    suite = None if args.suite is None else read_suite(args.suite)
+    sandbox_session.prepare(args)
+    return suite
+
+
+def _test(args: argparse.Namespace, made: IsolatedSnapshot, suite: TestSuite | None) -> int:
+    from kaifs.cli.testing import run_tests
+
     reference = f"{made.agent_id}/@snapshots/{made.id}"
-    result = run_tests(args, reference, suite, args.suite or "")
+    try:
+        result = run_tests(args, reference, suite, args.suite or "")
+    except BaseException:
+        # All that was asked for, or nothing.
+        from kaifs.service.discard import Params
+
+        call(args, "discard", Params(reference=reference))
+        raise
     if args.json:
         import msgspec
 

@@ -8,6 +8,7 @@ when something is to run.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,9 @@ from kaifs.tree.tested import shown_status
 DEFAULT_IMAGE: Final = "kai-agent-runtime"
 """Source: specification, createIsolatedSnapshot."""
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE: Final = re.compile(r"([0-9]{1,18})([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
+_SIZE: Final = re.compile(
+    r"([0-9]{1,18}(?:\.[0-9]{1,6})?)([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII
+)
 _COUNT: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 _CPUS: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?", re.ASCII)
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -122,7 +125,7 @@ def parse_size(text: str, option: str) -> int:
         ArgumentValueError: it means none, or nothing at all.
     """
     found = _SIZE.fullmatch(text)
-    size = int(found[1]) * _UNITS[found[2].lower()] if found else 0
+    size = int(Decimal(found[1]) * _UNITS[found[2].lower()]) if found else 0
     if not 0 < size < 1 << 63:
         raise ArgumentValueError(f"{option} {text!a} is no size such as 512m or 1g")
     return size

@@ -5,14 +5,14 @@ from collections.abc import Generator
 
 import msgspec
 
-from kaifs.base.errors import InvalidVersionError
+from kaifs.base.errors import AccessDeniedError, InvalidVersionError
 from kaifs.meta.records import VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.evidence import Evidence
 from kaifs.service.isolation import IsolatedSnapshot, describe_snapshot
 from kaifs.service.lifecycle import tested_of
 from kaifs.service.record import AgentVersion, VersionedFile, decode_record
-from kaifs.service.reference import resolve
+from kaifs.service.reference import Target, resolve
 from kaifs.service.steps import Item, Step
 from kaifs.service.text import path_text
 
@@ -25,7 +25,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     has_files: bool = False
     """Whether to add the file list."""
     has_log: bool = False
-    """Whether to add what the last tests in a snapshot wrote."""
+    """Whether to add what the last tests in a snapshot wrote, if the caller may read all of it."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -56,8 +56,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         described = describe_snapshot(context.store, agent, target.snapshot, context.mountpoint)
         tested = tested_of(target.snapshot)
         log = None
-        if params.has_log:
-            context.require_content(agent, target.root)
+        if params.has_log and _may_read(context, target):
             log = context.store.find_output(target.root)
         return Result(
             agent=agent.name,
@@ -81,6 +80,14 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         size=version.size,
         files=files,
     )
+
+
+def _may_read(context: Context, target: Target) -> bool:
+    try:
+        context.require_content(target.agent, target.root)
+    except AccessDeniedError:
+        return False
+    return True
 
 
 def _files(context: Context, version: VersionRecord) -> tuple[VersionedFile, ...]:
