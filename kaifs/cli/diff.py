@@ -1,4 +1,4 @@
-"""Compare two trees. Exit status: 0 the same, 1 different, 2 trouble."""
+"""Compare two trees, or a snapshot with what it was made from. Exit status: 0 the same, 1 different, 2 trouble."""
 
 import argparse
 from typing import Any
@@ -14,7 +14,9 @@ _GRAPH_WIDTH = 40
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("old", metavar="REF")
-    parser.add_argument("new", metavar="REF")
+    parser.add_argument(
+        "new", metavar="REF", nargs="?", help="default: the first is a snapshot, told from its base"
+    )
     style = parser.add_mutually_exclusive_group()
     style.add_argument(
         "--name-status",

@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from kaifs.base.errors import BadReferenceError
+from kaifs.base.types import RootId
 from kaifs.service.context import Context
 from kaifs.service.patch import count_lines, is_binary, load_side, render
 from kaifs.service.reference import resolve
@@ -20,7 +22,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What to compare, and how to tell it."""
 
     old: str
-    new: str
+    new: str | None = None
+    """None: *old* is a snapshot, which is compared with what it was made from."""
     style: Literal["names", "stat", "patch"] = "names"
     """`names` and `patch` output text; `stat` counts lines in the result."""
 
@@ -54,12 +57,9 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     Raises:
         KaifsError: as `resolve`; E105 if a file is closed to the caller.
     """
-    old_target = resolve(context.store, params.old)
-    new_target = resolve(context.store, params.new)
-    for target in (old_target, new_target):
-        context.require_content(target.agent, target.root)
+    old_root, new_root = _roots(context, params)
     changes = []
-    with context.frozen(old_target.root) as old, context.frozen(new_target.root) as new:
+    with context.frozen(old_root) as old, context.frozen(new_root) as new:
         for difference in diff(old, new):
             if params.style == "names":
                 yield Output(_name_status(difference))
@@ -67,6 +67,22 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
                 yield Output(_patch(old, new, difference))
             changes.append(_change(old, new, difference, has_counts=params.style == "stat"))
     return Result(is_different=bool(changes), changes=tuple(changes))
+
+
+def _roots(context: Context, params: Params) -> tuple[RootId, RootId]:
+    """Return the trees that are meant, of which the caller may read everything."""
+    store = context.store
+    target = resolve(store, params.old)
+    context.require_content(target.agent, target.root)
+    if params.new is not None:
+        other = resolve(store, params.new)
+        context.require_content(other.agent, other.root)
+        return target.root, other.root
+    snapshot = target.snapshot
+    if snapshot is None or not store.has_root(snapshot.base):
+        raise BadReferenceError(f"{params.old!r} is no snapshot: name a second tree to compare")
+    context.require_content(target.agent, snapshot.base)
+    return snapshot.base, snapshot.root
 
 
 def _name_status(difference: Difference) -> bytes:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from kaifs.base.errors import (
+    BadReferenceError,
     BarrierError,
     MergeConflictError,
     SealedError,
@@ -248,6 +249,21 @@ def test_the_base_outlives_its_version(lab: Lab) -> None:
     desk.run("commit", reference="old")
 
     assert desk.read(desk.current("bot"), b"new") == b"new\n"
+
+
+def test_a_snapshot_is_compared_with_what_it_was_made_from(lab: Lab) -> None:
+    """Also one of unsealed work, for which no reference stands; whatever current does later."""
+    desk = lab.desk
+    edit(desk.current("bot"), b"unsealed", b"unsealed\n")
+    desk.run("snapshot", reference="bot", name="work")
+    edit(desk.current("bot"), b"later", b"later\n")
+    edit(lab.snapshot("bot", "work"), b"mine", b"mine\n")
+
+    changes = desk.run("diff", old="work").changes
+
+    assert [(one.status, one.path) for one in changes] == [("A", "mine")]
+    with pytest.raises(BadReferenceError):
+        desk.run("diff", old="bot@1.0.0")
 
 
 # --- all or nothing ------------------------------------------------------------------------
