@@ -5,12 +5,11 @@ from collections.abc import Generator
 import msgspec
 
 from kaifs.base.errors import AccessDeniedError
-from kaifs.base.types import RootId
-from kaifs.meta.records import AgentRecord, RootKind, SnapshotRecord
+from kaifs.meta.records import AgentRecord, SnapshotRecord
 from kaifs.service.context import Context
 from kaifs.service.isolation import IsolationConfig, describe_snapshot
 from kaifs.service.reference import get_agent
-from kaifs.service.space import own_sizes
+from kaifs.service.space import own_sizes, showing_roots
 from kaifs.service.steps import Item, Step
 
 
@@ -59,13 +58,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     found = [(agent, snapshot) for agent in agents for snapshot in store.snapshots(agent.agent_id)]
     sizes = {}
     if found:
-        owners: dict[RootId, int] = {root: root for root in store.root_ids()}
-        for _, snapshot in found:
-            # What is kept for a snapshot alone, and goes with it, is its own.
-            for kept in (snapshot.base, snapshot.tested):
-                if kept in owners and store.root(kept).kind is RootKind.NONE:
-                    owners[kept] = snapshot.root
-        sizes = yield from own_sizes(store, owners)
+        sizes = yield from own_sizes(store, showing_roots(store))
     now_ns = store.clock.now_ns()
     return Result(
         snapshots=tuple(

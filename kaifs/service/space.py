@@ -12,12 +12,26 @@ from typing import Final
 from kaifs.base.types import BlockId, NodeId, RootId
 from kaifs.meta import keys
 from kaifs.meta.node import Leaf
-from kaifs.meta.records import extent_block
+from kaifs.meta.records import RootKind, extent_block
 from kaifs.service.steps import Item, Progress, Step
 from kaifs.store.store import Store
 
 _SHARED: Final = -1
 _STEP: Final = 512
+
+
+def showing_roots(store: Store) -> dict[RootId, RootId]:
+    """Return for each root the one on whose account it is: itself, but for clones of a snapshot.
+
+    What a snapshot keeps to be compared with goes when it goes.
+    """
+    found = {root: root for root in store.root_ids()}
+    for agent in store.agents():
+        for snapshot in store.snapshots(agent.agent_id):
+            for kept in (snapshot.base, snapshot.tested):
+                if kept in found and store.root(kept).kind is RootKind.NONE:
+                    found[kept] = snapshot.root
+    return found
 
 
 def own_sizes(

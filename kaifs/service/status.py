@@ -7,7 +7,7 @@ import msgspec
 from kaifs.base.errors import AccessDeniedError
 from kaifs.meta.records import AgentRecord
 from kaifs.service.context import Context
-from kaifs.service.space import own_sizes
+from kaifs.service.space import own_sizes, showing_roots
 from kaifs.service.steps import Item, Step
 from kaifs.store.superblock import FORMAT_VERSION
 
@@ -71,9 +71,11 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     del params
     store = context.store
     is_dirty = store.is_dirty
-    roots = store.root_ids()
-    by_root = yield from own_sizes(store, {root: root for root in roots})
-    by_agent = yield from own_sizes(store, {root: store.root(root).agent_id for root in roots})
+    roots = showing_roots(store)
+    by_root = yield from own_sizes(store, roots)
+    by_agent = yield from own_sizes(
+        store, {root: store.root(shown).agent_id for root, shown in roots.items()}
+    )
     agents = tuple(
         _agent_space(context, agent, by_root, by_agent)
         for agent in store.agents()

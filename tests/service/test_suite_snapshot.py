@@ -288,6 +288,21 @@ def test_own_bytes_count_what_is_kept_for_the_snapshot(lab: Lab) -> None:
     assert listed.own_bytes == 256 * 400
 
 
+def test_what_is_kept_for_snapshots_is_the_agents_own(lab: Lab, tmp_path: Path) -> None:
+    """Clones to compare with belong to no agent by themselves, but take nothing from one."""
+    big = tmp_path / "big"
+    big.mkdir()
+    (big / "data").write_bytes(bytes(range(256)) * 1000)
+    lab.desk.take("other", "1.0.0", big)
+    lab.desk.run("snapshot", reference="other@1.0.0", name="mine")
+    lab.desk.run("snapshot", reference="other", name="work")
+    lab.test("mine", suite=suite("true"))
+
+    agents = {agent.agent: agent for agent in lab.desk.run("status").space.agents}
+
+    assert agents["other"].unique >= 256 * 1000
+
+
 def test_only_its_owner_tests_a_snapshot(lab: Lab) -> None:
     with pytest.raises(AccessDeniedError):
         lab.desk.run("test", caller=STRANGER, reference="snap", suite=suite("true"))
