@@ -7,15 +7,52 @@ that knows how a snapshot is served privately and what runs commands in it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+import atexit
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
 
 from kaifs.base.errors import SnapshotIsolationError
-from kaifs.service.suite_runner import Executor
+from kaifs.cli.session import find_daemon, store_path
+from kaifs.service.suite_runner import Execution, Executor
 
 if TYPE_CHECKING:
+    from kaifs.control.client import Attachment
+    from kaifs.sandbox.policy import Policy
+    from kaifs.sandbox.run import Owner
     from kaifs.service.isolation import IsolatedSnapshot
+
+REPORT_FOLDER: Final = "/tmp/kaifs-reports"  # noqa: S108 - in the sandbox, whose /tmp is its own
+OUTPUT_MAX: Final = 8 << 20
+"""Bytes of a test command's output that are kept, reports included: the end of it."""
+REPORT_MAX: Final = 2 << 20
+"""Bytes of one report that are read."""
+DETACH_S: Final = 10.0
+"""Seconds within which the daemon notices that a sandbox's mount is gone."""
+
+# The sandbox's own files end with it, so what a command has reported comes out behind its
+# output. That a command can write such a mark itself lets it tell nothing that it could not
+# write into a report.
+_WRAPPER: Final = f"""
+mark=$1 folder={REPORT_FOLDER}; shift
+mkdir -p "$folder"
+"$@"
+status=$?
+for report in "$folder"/*.xml; do
+  if [ -f "$report" ]; then
+    printf '\\n%s %s\\n' "$mark" "${{report##*/}}"
+    head -c {REPORT_MAX} "$report"
+  fi
+done
+exit $status
+"""
 
 
 class Session(Executor, Protocol):
@@ -30,12 +67,21 @@ class Session(Executor, Protocol):
         ...
 
 
+_served = ExitStack()
+
+
 def prepare(args: argparse.Namespace) -> None:
     """Start what must run before a verb that needs a session: what serves private connections.
 
     Called before the command's first verb, as long as it has not opened the store.
+    It ends with this process.
     """
-    del args
+    from kaifs.daemon.lifecycle import served
+
+    path = store_path(args.store)
+    if find_daemon(path) is None:
+        _served.enter_context(served(path))
+        atexit.register(_served.close)
 
 
 @contextmanager
@@ -46,6 +92,209 @@ def open_session(args: argparse.Namespace, snapshot: IsolatedSnapshot) -> Iterat
         SnapshotIsolationError: something that the snapshot asks for cannot be enforced; then
             nothing was run.
     """
-    del args
-    raise SnapshotIsolationError(f"{snapshot.id}: nothing can run commands in it yet")
-    yield
+    from kaifs.sandbox.janitor import clean
+    from kaifs.store.superblock import read_superblock
+
+    if snapshot.isolation.container:
+        raise SnapshotIsolationError(f"{snapshot.id}: containers cannot be run yet")
+    store = store_path(args.store)
+    label = read_superblock(store).uuid.hex()
+    clean(label)
+    daemon = find_daemon(store)
+    mounted = [Path(mount.mountpoint) for mount in daemon.mounts] if daemon is not None else []
+    yield _SandboxSession(store, snapshot, label, (store.resolve(), *mounted))
+
+
+@dataclass(frozen=True, slots=True)
+class _PrivateMount:
+    """Shows the snapshot by a connection of its own."""
+
+    attachment: Attachment
+    read_only: bool
+
+    def mount(self, staging: Path, owner: Owner) -> None:
+        """Mount, and pass the descriptor to the daemon. In the sandbox's mount namespace."""
+        from kaifs.fuse.mounting import MountOptions, mount_fuse
+
+        options = MountOptions(self.read_only, allow_other=True, flags=("nosuid", "nodev"))
+        fd = mount_fuse(staging, options)
+        self.attachment.pass_descriptor(fd, owner.uid, owner.gid)
+        os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _SandboxSession:
+    """Each command gets a sandbox of its own."""
+
+    store: Path
+    snapshot: IsolatedSnapshot
+    label: str
+    forbidden: tuple[Path, ...]
+
+    @property
+    def report_folder(self) -> str:
+        """Where commands leave reports."""
+        return REPORT_FOLDER
+
+    def run(
+        self, command: str | tuple[str, ...], env: Mapping[str, str], timeout_s: float
+    ) -> Execution:
+        """Run *command* to its end and keep what it writes."""
+        from kaifs.sandbox.run import start
+
+        words = ("/bin/sh", "-c", command) if isinstance(command, str) else command
+        mark = f"kaifs-report-{secrets.token_hex(16)}"
+        argv = ["/bin/sh", "-c", _WRAPPER, "sh", mark, *words]
+        policy = self._policy(env, timeout_s)
+        began = time.monotonic()
+        collector = _Collector()
+        with collector, self._attached() as agent_mount:
+            out = collector.writing
+            with start(
+                policy, argv, agent_mount, stdout=out, stderr=out, label=self.label
+            ) as running:
+                # Not before: a process with threads had better not fork.
+                collector.begin()
+                outcome = running.wait()
+        output = collector.output
+        said, *reports = output.kept.split(f"\n{mark} ".encode())
+        return Execution(
+            exit_status=outcome.exit_status,
+            output=said,
+            duration_s=time.monotonic() - began,
+            timed_out=outcome.timed_out,
+            oom_killed=outcome.oom_killed,
+            dropped=output.dropped,
+            reports=tuple(map(_named_report, reports)),
+        )
+
+    def run_foreground(self, command: Sequence[str]) -> int:
+        """Run a command on our own streams."""
+        from kaifs.sandbox.run import start
+
+        with (
+            self._attached() as agent_mount,
+            start(
+                self._policy({}, None),
+                list(command),
+                agent_mount,
+                stdin=0,
+                stdout=1,
+                stderr=2,
+                label=self.label,
+            ) as running,
+        ):
+            outcome = running.wait()
+            if running.error is not None:
+                print(f"kaifs: {running.error}", file=sys.stderr)
+            return outcome.exit_status
+
+    @contextmanager
+    def _attached(self) -> Iterator[_PrivateMount]:
+        from kaifs.control.client import attach
+        from kaifs.control.messages import AttachParams
+        from kaifs.sandbox.policy import parse_storage
+
+        isolation = self.snapshot.isolation
+        read_only = isolation.permissions.read_only
+        params = AttachParams(
+            reference=f"{self.snapshot.agent_id}/@snapshots/{self.snapshot.id}",
+            read_only=read_only,
+            quota=parse_storage(isolation.resources.storage),
+        )
+        attachment = attach(self.store, params)
+        try:
+            yield _PrivateMount(attachment, read_only)
+            # The next command gets the snapshot only when the daemon has it back.
+            attachment.wait_end(DETACH_S)
+        finally:
+            attachment.close()
+
+    def _policy(self, env: Mapping[str, str], timeout_s: float | None) -> Policy:
+        """Return what the snapshot allows."""
+        from kaifs.sandbox import policy
+        from kaifs.service.isolation import Resources
+
+        isolation = self.snapshot.isolation
+        resources, default = isolation.resources, Resources()
+        required = {"memory", "cpus", "pids"}
+        if os.geteuid() != 0:
+            # What an ordinary user has not asked for is set where it can be.
+            asked = {
+                "memory": resources.memory != default.memory,
+                "cpus": resources.cpu != default.cpu,
+                "pids": resources.pids != default.pids,
+            }
+            required = {name for name, is_asked in asked.items() if is_asked}
+        permissions = isolation.permissions
+        return policy.Policy(
+            memory=policy.parse_memory(resources.memory),
+            cpus=policy.parse_cpus(resources.cpu),
+            pids=policy.parse_pids(resources.pids),
+            network=policy.parse_network(isolation.network_mode),
+            environment={**isolation.environment, **env},
+            read_only=permissions.read_only,
+            allowed_paths=tuple(map(policy.parse_allowed_path, permissions.allowed_paths)),
+            blocked_syscalls=tuple(map(policy.parse_system_call, permissions.blocked_syscalls)),
+            timeout_s=timeout_s,
+            required=frozenset(required),
+            forbidden=self.forbidden,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What came through a pipe."""
+
+    kept: bytes
+    dropped: int
+    """Bytes before it that were not kept."""
+
+
+class _Collector:
+    """A pipe that is read to its end by a thread of its own; the end of what comes is kept."""
+
+    def __init__(self) -> None:
+        self._reading, self.writing = os.pipe2(os.O_CLOEXEC)
+        self._kept = bytearray()
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """Begin to read. Who writes has the other end by now."""
+        os.close(self.writing)
+        self.writing = -1
+        self._thread = threading.Thread(target=self._run, name="output", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> _Collector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writing >= 0:
+            os.close(self.writing)
+        if self._thread is not None:
+            self._thread.join()
+        os.close(self._reading)
+
+    @property
+    def output(self) -> _Output:
+        """What was kept, at the end."""
+        self._drop()
+        return _Output(bytes(self._kept), self._dropped)
+
+    def _run(self) -> None:
+        while piece := os.read(self._reading, 1 << 16):
+            self._kept += piece
+            if len(self._kept) > 2 * OUTPUT_MAX:
+                self._drop()
+
+    def _drop(self) -> None:
+        surplus = max(len(self._kept) - OUTPUT_MAX, 0)
+        self._dropped += surplus
+        del self._kept[:surplus]
+
+
+def _named_report(part: bytes) -> tuple[str, bytes]:
+    name, _, content = part.partition(b"\n")
+    return name.decode(errors="replace"), content

@@ -17,6 +17,7 @@ from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.info import DaemonInfo, read_info, socket_path
 from kaifs.control.messages import (
     ATTACH,
+    PASSED,
     SHUTDOWN,
     AttachParams,
     Failure,
@@ -99,12 +100,20 @@ class Attachment:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
-    def pass_descriptor(self, fd: int) -> None:
-        """Send *fd*, a mounted descriptor of `/dev/fuse`, to be served. Once; any process may."""
-        socket.send_fds(self._connection, [b"F"], [fd])
+    def pass_descriptor(self, fd: int, uid: int, gid: int) -> None:
+        """Send *fd*, a mounted descriptor of `/dev/fuse`, to be served. Once; any process may.
 
-    def wait_end(self) -> bytes:
-        """Wait until the daemon ends the connection and return what it said, for its log."""
+        Everything is shown as that of *uid* and *gid*, as the one who mounted counts them.
+        """
+        socket.send_fds(self._connection, [PASSED.pack(uid, gid)], [fd])
+
+    def wait_end(self, timeout_s: float | None = None) -> bytes:
+        """Wait until the daemon ends the connection and return what it said, for its log.
+
+        Raises:
+            TimeoutError: it does not in *timeout_s* seconds.
+        """
+        self._connection.settimeout(timeout_s)
         said = b""
         while received := self._connection.recv(_RECEIVE):
             said += received

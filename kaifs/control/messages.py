@@ -14,6 +14,7 @@ request up. Items and the steps that are passed on are those of
 `kaifs.service.steps`.
 """
 
+from struct import Struct
 from typing import Final, TypeAlias, TypeVar
 
 import msgspec
@@ -73,9 +74,6 @@ class AttachParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     reference: str
     """The snapshot."""
-    uid: int
-    """As whom everything in it is shown."""
-    gid: int
     read_only: bool = False
     quota: int | None = None
     """Bytes that changes of the snapshot may take; None: any number."""
@@ -88,7 +86,10 @@ class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
 SHUTDOWN: Final = "shutdown"
 """Unmount, commit, end. Like `attach` no verb of `kaifs.service.verbs`."""
 ATTACH: Final = "attach"
-"""Serve a snapshot by a descriptor: sent with one byte, as SCM_RIGHTS, after the answer `Want`."""
+"""Serve a snapshot by a descriptor: sent as SCM_RIGHTS with a `Passed`, after the answer `Want`."""
+PASSED: Final = Struct("=II")
+"""What a descriptor comes with: uid and gid as whom everything is shown, as the one who
+mounted counts them."""
 
 FromClient: TypeAlias = Request | Total | Entry | Data | End
 FromDaemon: TypeAlias = Progress | Output | Want | Result | Failure

@@ -29,6 +29,7 @@ from kaifs.base.errors import AccessDeniedError, ArgumentValueError, KaifsError
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.messages import (
     ATTACH,
+    PASSED,
     RESULT_PART,
     SHUTDOWN,
     AttachParams,
@@ -71,6 +72,17 @@ _Items: TypeAlias = "trio.MemoryReceiveChannel[Item]"
 
 
 @dataclass(frozen=True, slots=True)
+class Passed:
+    """What a client that attaches a snapshot has passed."""
+
+    fd: int
+    """A mounted descriptor of `/dev/fuse`; whoever gets this closes it."""
+    uid: int
+    gid: int
+    """As whom everything is shown, as the one who mounted counts them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Services:
     """What the server needs of the daemon."""
 
@@ -83,7 +95,8 @@ class Services:
     """Held by whoever changes more than single files."""
     shutdown: Callable[[Caller, ShutdownParams], Awaitable[ShutdownResult]]
     attach: Callable[
-        [Context, AttachParams, Callable[[], Awaitable[int]], trio.Event], Awaitable[AttachResult]
+        [Context, AttachParams, Callable[[], Awaitable[Passed]], trio.Event],
+        Awaitable[AttachResult],
     ]
     """Serves a snapshot by a descriptor until the event is set or its mount is gone."""
 
@@ -208,27 +221,31 @@ class _Conversation:
                         pass
                 gone.set()
 
-            async def receive() -> int:
+            async def receive() -> Passed:
                 await self._send(Want())
-                fd = await self._receive_descriptor()
+                passed = await self._receive_descriptor()
                 nursery.start_soon(watch)
-                return fd
+                return passed
 
             # Captured, for a nursery would wrap what it raises.
             done = await outcome.acapture(self._services.attach, context, params, receive, gone)
             nursery.cancel_scope.cancel()
         return done.unwrap()
 
-    async def _receive_descriptor(self) -> int:
+    async def _receive_descriptor(self) -> Passed:
         room = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4)
         with trio.fail_after(REQUEST_TIMEOUT_S):
-            received, ancillary, _, _ = await self._stream.socket.recvmsg(1, room)
+            received, ancillary, _, _ = await self._stream.socket.recvmsg(PASSED.size, room)
         if not received:
             raise _HungUpError
         try:
-            return passed_descriptor(ancillary, FUSE_DEVICE)
+            fd = passed_descriptor(ancillary, FUSE_DEVICE)
         except ValueError as error:
             raise MessageError(str(error)) from error
+        if len(received) < PASSED.size:
+            os.close(fd)
+            raise MessageError("a descriptor without ids")
+        return Passed(fd, *PASSED.unpack(received))
 
     async def _run(self, verb: Verb, params: msgspec.Struct, caller: Caller) -> msgspec.Struct:
         """Run *verb* while items are received; end it when the client goes away."""

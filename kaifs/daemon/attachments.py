@@ -17,6 +17,7 @@ import trio
 from kaifs.base.errors import SnapshotIsolationError
 from kaifs.base.types import RootId
 from kaifs.control.messages import AttachParams, AttachResult
+from kaifs.control.server import Passed
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.kernel_transport import Features, KernelConnection
 from kaifs.service.context import Context
@@ -48,10 +49,10 @@ class Attachments:
         self,
         context: Context,
         params: AttachParams,
-        receive: Callable[[], Awaitable[int]],
+        receive: Callable[[], Awaitable[Passed]],
         cancelled: trio.Event,
     ) -> AttachResult:
-        """Serve a snapshot by the descriptor that *receive* returns, until the mount is gone.
+        """Serve a snapshot by what *receive* returns, until the mount is gone.
 
         Args:
             context: The store, and who asks.
@@ -78,7 +79,7 @@ class Attachments:
         self.lent.add(root)
         try:
             self.withdraw(root)
-            fd = await receive()
+            passed = await receive()
             namespace = Namespace(
                 context.forest,
                 _NoActions(),
@@ -86,14 +87,14 @@ class Attachments:
                 params.read_only or snapshot.read_only,
                 self.on_root_forgotten,
                 quota=params.quota,
-                squash=Squash(params.uid, params.gid, agent.uid, agent.gid),
+                squash=Squash(passed.uid, passed.gid, agent.uid, agent.gid),
             )
             handlers = Handlers(namespace, self.commit, _nothing_to_flush)
             # Without the writeback cache a quota answers at write(2), and not at a later fsync.
             # What may not be written must be refused at open, and a client may mount as it
             # likes: then OPEN has to come.
             features = Features(writeback=False, zero_message_open=not namespace.read_only)
-            connection = self._connections[root] = KernelConnection(fd, handlers, features)
+            connection = self._connections[root] = KernelConnection(passed.fd, handlers, features)
             log.info("attached", extra={"snapshot": where, "quota": params.quota})
             try:
                 async with trio.open_nursery() as nursery:

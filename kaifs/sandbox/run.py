@@ -63,6 +63,7 @@ _DRAIN_S: Final = 2.0
 _REPORT_MAX: Final = 65536
 _UNSHARED: Final = b"U"
 _GO: Final = b"G"
+_GIVEN_UP: Final = b"the supervisor has given up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,15 +327,20 @@ class _Start:
             running._pid = pid
             running._outer = os.pidfd_open(pid)
             streams.close_inside()
-            limits.group.add(pid)
-            if self.is_bridged and os.read(report, 1) == _UNSHARED:
-                running._network = UserNetwork(pid, running.name)
-            with contextlib.suppress(BrokenPipeError):
-                os.write(going, _GO)
-            self._hear(running, report, said)
+            try:
+                limits.group.add(pid)
+                if self.is_bridged and os.read(report, 1) == _UNSHARED:
+                    running._network = UserNetwork(pid, running.name)
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(going, _GO)
+            except GroupUnavailable as error:
+                # A set-up that has ended is in no group any more; then it says why.
+                os.close(going)
+                going = -1
+                self._hear(running, report, said, str(error))
+            else:
+                self._hear(running, report, said)
             running._init = _open_init(pid, info)
-        except GroupUnavailable as error:
-            raise SnapshotIsolationError(f"cannot be enforced: {error}") from error
         finally:
             for fd in (report, reporting, waiting, going, info, informing, said):
                 if fd >= 0:
@@ -345,7 +351,7 @@ class _Start:
             running._deadline = running._began + self.policy.timeout_s
         streams.begin()
 
-    def _hear(self, running: Running, report: int, said: int) -> None:
+    def _hear(self, running: Running, report: int, said: int, otherwise: str = "") -> None:
         heard = b""
         while len(heard) < _REPORT_MAX and (piece := os.read(report, 4096)):
             heard += piece
@@ -356,8 +362,10 @@ class _Start:
             code = int(heard[2:])
             running.error = f"{self.argv[0]}: {os.strerror(code)}"
             return
-        if FAILED in heard:
+        if FAILED in heard and not heard.endswith(_GIVEN_UP):
             reason = heard.partition(FAILED)[2].decode(errors="replace").strip()
+        elif otherwise:
+            reason = f"cannot be enforced: {otherwise}"
         else:
             reason = os.pread(said, 4096, 0).decode(errors="replace").strip()
             reason = reason or "the set-up was killed; is the memory limit too low?"
@@ -415,7 +423,7 @@ class _SetUp:
         shown_as = (start.owner.uid, start.owner.gid) if start.drops else None
         start.root.stage(lambda folder: agent_mount.mount(folder, start.owner), shown_as)
         if os.read(waiting, 1) != _GO:
-            raise ProcessLookupError("the supervisor has given up")
+            raise ProcessLookupError(_GIVEN_UP.decode())
         if start.is_bridged and Defence.PROHIBITED_ROUTES in start.defences:
             close_ways(self.networks)
         _limit_cores()

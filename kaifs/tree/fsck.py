@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
+from kaifs.base.digest import SHA256_SIZE
 from kaifs.base.errors import (
     BadLabelError,
     BadNameError,
@@ -67,7 +68,7 @@ INVARIANTS: Final = {
     14: "the digest index leads to every block, and to blocks with that checksum only",
     15: "segments have their header and their committed size, and count their live bytes",
     16: "what must be looked after when the store is opened is listed as unfinished",
-    17: "every regular file of a sealed tree has its SHA-256",
+    17: "every regular file of a version has its SHA-256",
     18: "the top is a directory, every key belongs to an inode, every inode has a known type",
     19: "names and labels are valid, and no two labels differ in build metadata only",
 }
@@ -322,7 +323,7 @@ class _Check:
 
     def _check_trees(self) -> Iterator[int]:
         store = self._store
-        checked: dict[RootId, Root] = {}
+        checked: dict[RootId, _TreeCheck] = {}
         clones: list[RootId] = []
         try:
             for root_id in store.root_ids():
@@ -345,7 +346,7 @@ class _Check:
                     if not any(finding.subject == f"root {root_id}" for finding in self._findings):
                         self._find(3, f"root {root_id}", error.subject)
                 else:
-                    checked[root.lineage] = frozen
+                    checked[root.lineage] = tree
         finally:
             for clone in clones:
                 store.drop_root(clone)
@@ -412,7 +413,8 @@ class _TreeCheck:
         self._root = root
         self._frozen = frozen
         self._btree = BTree(store.nodes, frozen)
-        self._sealed = root.state is RootState.SEALED
+        self._without_digest: set[Ino] = set()
+        """Regular files whose SHA-256 is not known."""
 
     def _find(self, number: int, ino: Ino | None, text: str) -> None:
         subject = f"root {self._root_id}"
@@ -420,17 +422,18 @@ class _TreeCheck:
             subject += f" inode {ino}"
         self._report(number, subject, text)
 
-    def check_against(self, base: Root | None) -> Iterator[None]:
-        """Check what differs from *base*, a checked tree of the same lineage, or everything."""
+    def check_against(self, base: _TreeCheck | None) -> Iterator[None]:
+        """Check what differs from *base*, a finished check of the same lineage, or everything."""
         inodes = size = 0
         if base is None:
             changed: Iterator[Ino] = self._all_inos()
             old = None
         else:
-            old = BTree(self._store.nodes, base)
-            pairs = differing(self._store.nodes, base.top, self._frozen.top)
+            old, top = base._btree, base._frozen.top
+            pairs = differing(self._store.nodes, top, self._frozen.top)
             changed = iter(dict.fromkeys(keys.split_key(key)[0] for key, _, _ in pairs))
-            inodes, size = base.inodes, base.size
+            inodes, size = base._frozen.inodes, base._frozen.size
+            self._without_digest |= base._without_digest
         for ino in changed:
             yield
             if ino == keys.NO_INO:
@@ -439,11 +442,23 @@ class _TreeCheck:
             after = _inode(self._btree, ino)
             inodes += (after is not None) - (before is not None)
             size += _file_size(after) - _file_size(before)
+            self._without_digest.discard(ino)
             if after is None:
                 self._check_absent(ino, old)
             else:
                 self._check_inode(ino, after)
+        self._check_whole(inodes, size)
+
+    def _check_whole(self, inodes: int, size: int) -> None:
+        """Check what holds for the tree, whichever part of it was looked at."""
         self._check_orphan_list()
+        if self._root.kind is RootKind.VERSION:
+            for ino in sorted(self._without_digest):
+                self._find(17, ino, "SHA-256 is missing")
+        last = self._btree.floor(keys.inode_key(Ino(1 << 63)))
+        if last is not None and keys.split_key(last[0])[0] >= self._frozen.next_ino:
+            ino = keys.split_key(last[0])[0]
+            self._find(10, ino, f"the next one is {self._frozen.next_ino}")
         if (inodes, size) != (self._frozen.inodes, self._frozen.size):
             counted = f"{self._frozen.inodes} inodes and {self._frozen.size} bytes"
             self._find(12, None, f"{inodes} inodes and {size} bytes, not {counted}")
@@ -473,10 +488,8 @@ class _TreeCheck:
     def _check_inode(self, ino: Ino, inode: InodeRecord) -> None:
         if stat.S_IFMT(inode.mode) not in _KNOWN_TYPES:
             self._find(18, ino, f"mode {inode.mode:o} has no known type")
-        if ino >= self._frozen.next_ino:
-            self._find(10, ino, f"the next one is {self._frozen.next_ino}")
-        if self._sealed and stat.S_ISREG(inode.mode) and len(inode.sha256) != 32:
-            self._find(17, ino, "SHA-256 is missing")
+        if stat.S_ISREG(inode.mode) and len(inode.sha256) != SHA256_SIZE:
+            self._without_digest.add(ino)
         subdirectories = self._check_entries(ino, inode)
         self._check_links(ino, inode, subdirectories)
         self._check_extents(ino, inode)
@@ -520,8 +533,6 @@ class _TreeCheck:
             if value is None or decode_dentry(value)[0] != ino:
                 self._find(6, ino, f"is not {name!r} in inode {parent}")
         is_orphan = self._btree.get(keys.orphan_key(ino)) is not None
-        if is_orphan and self._sealed:
-            self._find(11, ino, "is an orphan in a sealed tree")
         if is_orphan != (inode.nlink == 0):
             self._find(11, ino, f"nlink {inode.nlink}, listed as an orphan: {is_orphan}")
         if stat.S_ISDIR(inode.mode):
@@ -563,6 +574,8 @@ class _TreeCheck:
             inode = _inode(self._btree, ino)
             if inode is None or inode.nlink:
                 self._find(11, ino, "is listed as an orphan, but is none")
+            elif self._root.state is RootState.SEALED:
+                self._find(11, ino, "is an orphan in a sealed tree")
         if orphans and self._root_id not in self._store.unfinished_roots():
             self._find(16, None, "has orphans, but is not listed")
 

@@ -15,7 +15,7 @@ import trio
 from kaifs.base.errors import BarrierError
 from kaifs.control.info import run_folder, socket_path
 from kaifs.control.messages import AttachParams, AttachResult, ShutdownParams, ShutdownResult
-from kaifs.control.server import Services, serve
+from kaifs.control.server import Passed, Services, serve
 from kaifs.linux.sockets import listen_at
 from kaifs.service.context import Caller, Context
 from kaifs.service.steps import End, Flush, Item, Output, Progress, Step, Want
@@ -74,14 +74,15 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
     async def attach(
         context: Context,
         params: AttachParams,
-        receive: Callable[[], Awaitable[int]],
+        receive: Callable[[], Awaitable[Passed]],
         gone: trio.Event,
     ) -> AttachResult:
         passed = await receive()
-        device = os.fstat(passed).st_rdev
-        found.done.append(f"attach {params.reference} {os.major(device)}:{os.minor(device)}")
+        device = os.fstat(passed.fd).st_rdev
+        numbers = f"{os.major(device)}:{os.minor(device)}"
+        found.done.append(f"attach {params.reference} {numbers} as {passed.uid}:{passed.gid}")
         await gone.wait()
-        os.close(passed)
+        os.close(passed.fd)
         return AttachResult()
 
     services = Services(

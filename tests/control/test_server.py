@@ -224,9 +224,9 @@ async def test_attach_takes_the_descriptor_that_is_passed(served: Served) -> Non
     """The daemon gets it, and is told when who passed it goes away."""
 
     def ask() -> None:
-        attachment = attach(served.path, AttachParams(reference="a/@snapshots/x", uid=1, gid=1))
+        attachment = attach(served.path, AttachParams(reference="a/@snapshots/x"))
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        attachment.pass_descriptor(device)
+        attachment.pass_descriptor(device, 7, 8)
         os.close(device)
         attachment.close()
 
@@ -235,16 +235,16 @@ async def test_attach_takes_the_descriptor_that_is_passed(served: Served) -> Non
         while not served.done:
             await trio.lowlevel.checkpoint()
 
-    assert served.done == ["attach a/@snapshots/x 10:229"]
+    assert served.done == ["attach a/@snapshots/x 10:229 as 7:8"]
 
 
 async def test_attach_takes_no_other_descriptor(served: Served) -> None:
     """A client could pass anything: a pipe that never ends, another store's segment."""
 
     def ask() -> bytes:
-        attachment = attach(served.path, AttachParams(reference="a/@snapshots/x", uid=1, gid=1))
+        attachment = attach(served.path, AttachParams(reference="a/@snapshots/x"))
         with open("/dev/null", "rb") as other:
-            attachment.pass_descriptor(other.fileno())
+            attachment.pass_descriptor(other.fileno(), 7, 8)
         with contextlib.closing(attachment):
             return attachment.wait_end()
 

@@ -36,15 +36,13 @@ from kaifs.linux.mounts import leave_mount_namespace
 store, reference, staging, quota, read_only = sys.argv[1:]
 params = AttachParams(
     reference=reference,
-    uid=65534,
-    gid=65534,
     quota=int(quota) or None,
     read_only=read_only == "1",
 )
 attachment = attach(Path(store), params)
 leave_mount_namespace()
 fd = mount_fuse(Path(staging), MountOptions(allow_other=True))
-attachment.pass_descriptor(fd)
+attachment.pass_descriptor(fd, 65534, 65534)
 os.close(fd)
 os.chdir(staging)
 os.setgroups([])
@@ -247,7 +245,7 @@ def test_one_sandbox_at_a_time(snapshot: Site, enter: Callable[..., Inside]) -> 
     enter()
 
     with pytest.raises(SnapshotIsolationError, match="another sandbox"):
-        attach(snapshot.store, AttachParams(reference=SNAPSHOT, uid=1, gid=1))
+        attach(snapshot.store, AttachParams(reference=SNAPSHOT))
 
 
 def test_files_open_for_writing_outside_keep_a_sandbox_out(snapshot: Site) -> None:
@@ -255,7 +253,7 @@ def test_files_open_for_writing_outside_keep_a_sandbox_out(snapshot: Site) -> No
         (snapshot.mountpoint / SNAPSHOT / "file").open("a"),
         pytest.raises(SnapshotIsolationError, match="open for writing"),
     ):
-        attach(snapshot.store, AttachParams(reference=SNAPSHOT, uid=1, gid=1))
+        attach(snapshot.store, AttachParams(reference=SNAPSHOT))
 
 
 def test_umount_names_the_sandbox_and_changes_nothing(
@@ -282,7 +280,7 @@ def test_a_killed_sandbox_gives_the_snapshot_back(
 
 
 def test_a_client_that_asks_and_goes_away_leaves_nothing(snapshot: Site) -> None:
-    attach(snapshot.store, AttachParams(reference=SNAPSHOT, uid=1, gid=1)).close()
+    attach(snapshot.store, AttachParams(reference=SNAPSHOT)).close()
 
     wait_until(lambda: is_free(snapshot))
 
