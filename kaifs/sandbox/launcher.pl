@@ -23,8 +23,9 @@ sub call {
     return $result;
 }
 
-# bubblewrap's session is that of its pid 1, which cannot lead a terminal for us.
-call('setsid');
+# bubblewrap's session is led by its pid 1, which cannot get a terminal for us. This fails only if
+# we lead one already.
+syscall($call{setsid});
 for my $stream (0 .. 2) {
     my $fd = shift @job;
     if ($fd eq 'null') {
