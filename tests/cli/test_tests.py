@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,7 @@ def bench(
     """A store with `bot@1.0.0`, and a snapshot `snap`."""
     bench = Bench(tmp_path, capfd)
     monkeypatch.setattr(sandbox_session, "open_session", bench.open_session)
+    monkeypatch.setattr(sandbox_session, "prepare", lambda args: None)
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.txt").write_text("one\n")
@@ -275,3 +277,49 @@ def test_run_can_keep_its_snapshot(bench: Bench) -> None:
     assert status == 0
     assert bench.sessions[0].id in err
     assert len(json.loads(bench("snapshots", "--json")[1])) == 2
+
+
+@pytest.mark.fuse
+def test_a_daemon_keeps_the_same_states(bench: Bench) -> None:
+    """Also what comes through the mount counts, and who goes away leaves test_error."""
+    mountpoint = bench.store.parent / "mnt"
+    mountpoint.mkdir()
+    snapshot = mountpoint / "bot" / "@snapshots" / "snap"
+    assert bench("mount", bench.store, mountpoint)[0] == 0
+    try:
+        (snapshot / "a.txt").write_text("changed\n")
+        assert bench("test", "snap", "--suite", bench.suite("true"))[0] == 0
+        assert os.getxattr(snapshot, "user.kaifs.status") == b"test_passed"
+        (snapshot / "a.txt").write_text("again\n")
+        os.sync()
+        assert os.getxattr(snapshot, "user.kaifs.status") == b"ready"
+        assert bench("commit", "snap")[0] == 1
+
+        child = os.fork()
+        if child == 0:
+            # Ended in the middle of its tests, as by SIGKILL: nothing is said to anybody.
+            sandbox_session.open_session = lambda args, snapshot: os._exit(0)
+            main(["--store", str(bench.store), "test", "snap", "--suite", str(bench.suite("true"))])
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert bench("test", "snap", "--log")[0] == 0
+        until_status(bench, "test_error")
+
+        (mountpoint / "bot" / "current" / "b.txt").write_text("current\n")
+        assert bench("test", "snap", "--suite", bench.suite("true"))[0] == 0
+        assert bench("commit", "snap")[0] == 0
+        assert os.listdir(snapshot.parent) == []
+        current = mountpoint / "bot" / "current"
+        assert (current / "a.txt").read_text() == "again\n"
+        assert (current / "b.txt").read_text() == "current\n"
+        assert os.getxattr(current, "user.kaifs.version") == b"1.0.1"
+    finally:
+        assert bench("umount", mountpoint)[0] == 0
+
+
+def until_status(bench: Bench, wanted: str) -> None:
+    """Wait for the daemon to notice."""
+    until = time.monotonic() + 10
+    while json.loads(bench("snapshots", "--json")[1])[0]["status"] != wanted:
+        assert time.monotonic() < until
+        time.sleep(0.02)
