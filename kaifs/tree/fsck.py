@@ -10,6 +10,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -27,7 +28,7 @@ from kaifs.base.types import TOP_INO, BlockId, Ino, NodeId, RootId
 from kaifs.blocks.segments import record_size
 from kaifs.meta import keys
 from kaifs.meta.database import Table
-from kaifs.meta.node import MAX_BYTES, MAX_KEYS, Branch, Leaf
+from kaifs.meta.node import MAX_BYTES, MAX_KEYS, Branch, Leaf, decode_node
 from kaifs.meta.records import (
     AGENT,
     BLOCK,
@@ -46,7 +47,7 @@ from kaifs.meta.records import (
     encode_dir_index,
 )
 from kaifs.store.payload import split_ids
-from kaifs.store.registry import TESTING, check_agent_name, check_snapshot_name
+from kaifs.store.registry import check_agent_name, check_snapshot_name
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
 from kaifs.tree.btree import BTree, differing
@@ -116,7 +117,8 @@ class _Check:
         self._store = store
         self._findings: list[Finding] = []
         self._checked = 0
-        self._nodes: set[NodeId] = set()
+        self._heights: dict[NodeId, int] = {}
+        """Of the nodes that were checked: levels below each."""
         self._blocks: dict[BlockId, BlockRecord] = {}
         self._block_stop = 0
         """Blocks from here on were written since the blocks were looked at."""
@@ -141,15 +143,18 @@ class _Check:
         self._check_segments()
         yield self._checked
         self._check_registry()
-        yield from self._check_trees()
+        if not any(finding.number == 1 for finding in self._findings):
+            # Clones made with ids that are in use already would do harm.
+            yield from self._check_trees()
         return self._findings
 
     # --- records -----------------------------------------------------------------------
 
     def _check_records(self) -> Iterator[int]:
         database = self._store.database
-        decoders = {
+        decoders: dict[Table, Callable[[bytes], object]] = {
             Table.META: COUNTERS.decode,
+            Table.NODES: partial(decode_node, NodeId(0)),
             Table.BLOCKS: BLOCK.decode,
             Table.SEGMENTS: SEGMENT.decode,
             Table.ROOTS: ROOT.decode,
@@ -229,40 +234,51 @@ class _Check:
     # --- registry ----------------------------------------------------------------------
 
     def _check_registry(self) -> None:
-        store = self._store
+        # From the records, not by name: a bad name is not found by it.
         owned: dict[RootId, str] = {}
-        for agent in store.agents():
+        names: dict[int, str] = {}
+        for _, value in self._records(Table.AGENTS):
+            agent = AGENT.decode(value)
             subject = f"agent {agent.name}"
+            names[agent.agent_id] = agent.name
             self._check_name(subject, agent.name, agent=True)
             self._own(owned, subject, agent.head, RootKind.HEAD, agent.agent_id, "")
+            if agent.agent_id >= self._store.next_agent:
+                self._find(1, subject, "the counter of agents is behind it")
             if agent.superseded:
                 # Its backup is due: a head that still has the slot, but is shown no more.
                 owned[agent.superseded] = subject
                 self._due.add(agent.superseded)
-            labels: dict[str, str] = {}
-            for version in store.versions(agent.agent_id):
-                where = f"version {agent.name}@{version.label}"
-                try:
-                    core = parse_label(version.label).core
-                except BadLabelError:
-                    self._find(19, where, "no valid label")
-                else:
-                    if core in labels:
-                        self._find(19, where, f"differs from {labels[core]} in build metadata only")
-                    labels[core] = version.label
-                kind = RootKind.VERSION
-                self._own(owned, where, version.root, kind, agent.agent_id, version.label)
-            for snapshot in store.snapshots(agent.agent_id):
-                where = f"snapshot {agent.name}/@snapshots/{snapshot.name}"
-                self._check_name(where, snapshot.name, agent=False)
-                kind = RootKind.SNAPSHOT
-                self._own(owned, where, snapshot.root, kind, agent.agent_id, snapshot.name)
-                owned.setdefault(snapshot.base, where)
-                owned.setdefault(snapshot.tested, where)
-                is_due = snapshot.status == TESTING or snapshot.committed
-                if is_due and snapshot.root not in store.unfinished_roots():
-                    self._find(16, where, f"{snapshot.status}, but not listed")
+        self._check_versions(owned, names)
+        for _, value in self._records(Table.SNAPSHOTS):
+            snapshot = SNAPSHOT.decode(value)
+            where = f"snapshot {names.get(snapshot.agent_id)}/@snapshots/{snapshot.name}"
+            if snapshot.agent_id not in names:
+                self._find(13, where, f"there is no agent {snapshot.agent_id}")
+            self._check_name(where, snapshot.name, agent=False)
+            kind = RootKind.SNAPSHOT
+            self._own(owned, where, snapshot.root, kind, snapshot.agent_id, snapshot.name)
+            owned.setdefault(snapshot.base, where)
+            owned.setdefault(snapshot.tested, where)
         self._check_roots(owned)
+
+    def _check_versions(self, owned: dict[RootId, str], names: dict[int, str]) -> None:
+        labels: dict[tuple[int, str], str] = {}
+        for _, value in self._records(Table.VERSIONS):
+            version = VERSION.decode(value)
+            where = f"version {names.get(version.agent_id)}@{version.label}"
+            if version.agent_id not in names:
+                self._find(13, where, f"there is no agent {version.agent_id}")
+            try:
+                core = version.agent_id, parse_label(version.label).core
+            except BadLabelError:
+                self._find(19, where, "no valid label")
+            else:
+                if core in labels:
+                    self._find(19, where, f"differs from {labels[core]} in build metadata only")
+                labels[core] = version.label
+            kind = RootKind.VERSION
+            self._own(owned, where, version.root, kind, version.agent_id, version.label)
 
     def _check_name(self, subject: str, name: str, *, agent: bool) -> None:
         try:
@@ -355,15 +371,19 @@ class _Check:
         """Check the shape of the nodes that no other root has shown yet."""
         subject = f"root {root_id}"
         depths: set[int] = set()
+        seen: dict[NodeId, Leaf | Branch] = {}
         stack: list[tuple[NodeId, bytes, bytes | None, int]] = [(root.top, b"", None, 0)]
         while stack:
             node_id, low, high, depth = stack.pop()
-            if node_id in self._nodes:
+            if node_id in self._heights:
+                depths.add(depth + self._heights[node_id])
                 continue
-            self._nodes.add(node_id)
-            yield from self._step()
-            node = self._store.nodes.peek(node_id)
             where = f"node {node_id}"
+            if node_id in seen:
+                self._find(5, where, f"is twice in {subject}")
+                continue
+            node = seen[node_id] = self._store.nodes.peek(node_id)
+            yield from self._step()
             if node_id >= self._store.nodes.next_node:
                 self._find(1, where, "the counter of nodes is behind it")
             if node.generation > root.generation:
@@ -380,6 +400,10 @@ class _Check:
                 stack.append((child, lower, bounds[index], depth + 1))
         if len(depths) > 1:
             self._find(5, subject, f"leaves are {sorted(depths)} deep")
+        # A node is seen before those below it.
+        for node_id, node in reversed(seen.items()):
+            below = self._heights.get(node.children[0], 0) if isinstance(node, Branch) else -1
+            self._heights[node_id] = below + 1
 
     def _check_keys(self, where: str, node: Leaf | Branch, low: bytes, high: bytes | None) -> None:
         # The first key of a branch bounds nothing and may be anything.
@@ -431,22 +455,22 @@ class _TreeCheck:
         else:
             old, top = base._btree, base._frozen.top
             pairs = differing(self._store.nodes, top, self._frozen.top)
-            changed = iter(dict.fromkeys(keys.split_key(key)[0] for key, _, _ in pairs))
+            changed = iter(dict.fromkeys(_concerned(key) for key, _, _ in pairs))
             inodes, size = base._frozen.inodes, base._frozen.size
             self._without_digest |= base._without_digest
         for ino in changed:
             yield
-            if ino == keys.NO_INO:
-                continue
             before = None if old is None else _inode(old, ino)
             after = _inode(self._btree, ino)
             inodes += (after is not None) - (before is not None)
             size += _file_size(after) - _file_size(before)
             self._without_digest.discard(ino)
             if after is None:
-                self._check_absent(ino, old)
+                self._check_absent(ino)
             else:
                 self._check_inode(ino, after)
+            if old is not None:
+                self._check_lost_links(ino, old)
         self._check_whole(inodes, size)
 
     def _check_whole(self, inodes: int, size: int) -> None:
@@ -468,22 +492,24 @@ class _TreeCheck:
 
     def _all_inos(self) -> Iterator[Ino]:
         last = keys.NO_INO
-        for key, _ in self._btree.scan(b"", b"\xff" * 9):
+        for key, _ in self._btree.scan(keys.inode_key(TOP_INO), b"\xff" * 9):
             ino, _, _ = keys.split_key(key)
             if ino != last:
                 last = ino
                 yield ino
 
-    def _check_absent(self, ino: Ino, old: BTree | None) -> None:
-        start, stop = keys.inode_key(ino), keys.inode_key(Ino(ino + 1))
-        for _ in self._btree.scan(start, stop):
+    def _check_absent(self, ino: Ino) -> None:
+        for _ in self._btree.scan(keys.inode_key(ino), keys.inode_key(Ino(ino + 1))):
             self._find(18, ino, "has keys but no inode")
             break
-        links = _links(old, ino) if old is not None else []
-        for parent, name in links:
+
+    def _check_lost_links(self, ino: Ino, old: BTree) -> None:
+        """Check that the entries of names that *ino* has no more are gone too."""
+        for parent, name in _links(old, ino):
             value = self._btree.get(keys.dentry_key(parent, name))
-            if value is not None and decode_dentry(value)[0] == ino:
-                self._find(6, parent, f"entry {name!r} leads to inode {ino}, which is missing")
+            still_leads_here = value is not None and decode_dentry(value)[0] == ino
+            if still_leads_here and self._btree.get(keys.link_key(ino, parent, name)) is None:
+                self._find(6, parent, f"entry {name!r}: inode {ino} does not know that name")
 
     def _check_inode(self, ino: Ino, inode: InodeRecord) -> None:
         if stat.S_IFMT(inode.mode) not in _KNOWN_TYPES:
@@ -532,6 +558,8 @@ class _TreeCheck:
             value = self._btree.get(keys.dentry_key(parent, name))
             if value is None or decode_dentry(value)[0] != ino:
                 self._find(6, ino, f"is not {name!r} in inode {parent}")
+            elif decode_dentry(value)[2] != stat.S_IFMT(inode.mode) >> 12:
+                self._find(6, ino, f"entry {name!r} in inode {parent} has the wrong type")
         is_orphan = self._btree.get(keys.orphan_key(ino)) is not None
         if is_orphan != (inode.nlink == 0):
             self._find(11, ino, f"nlink {inode.nlink}, listed as an orphan: {is_orphan}")
@@ -595,6 +623,12 @@ _KNOWN_TYPES: Final = frozenset(
 
 def _range(ino: Ino, kind: int) -> tuple[bytes, bytes]:
     return keys.prefix(ino, kind), keys.prefix(ino, kind + 1)
+
+
+def _concerned(key: bytes) -> Ino:
+    """Return the inode that *key* says something of."""
+    ino, _, _ = keys.split_key(key)
+    return Ino(keys.number_at_end(key)) if ino == keys.NO_INO else ino
 
 
 def _inode(btree: BTree, ino: Ino) -> InodeRecord | None:
