@@ -53,13 +53,15 @@ class UserNetwork:
         ready, announce = os.pipe2(os.O_CLOEXEC)
         watched, self._lifeline = os.pipe2(os.O_CLOEXEC)
         errors = os.memfd_create("slirp4netns", os.MFD_CLOEXEC)
+        # Its own sandbox wants to be root in the user namespace, where a user is only himself.
+        is_root = os.geteuid() == 0
         command = [
             "slirp4netns",
             "--configure",
             f"--cidr={NETWORK}",
             "--mtu=65520",
             "--disable-host-loopback",
-            "--enable-sandbox",
+            *(["--enable-sandbox"] if is_root else []),
             "--enable-seccomp",
             f"--ready-fd={announce}",
             f"--exit-fd={watched}",

@@ -70,6 +70,16 @@ class Policy:
     forbidden: tuple[Path, ...] = ()
     """Folders of the host (stores, mountpoints) that no allowed path may hold or lie in."""
 
+    def __post_init__(self) -> None:
+        _check_least("memory", self.memory, MEMORY_MIN)
+        _check_least("cpus", self.cpus, CPUS_MIN)
+        _check_least("pids", self.pids, PIDS_MIN)
+        _check_least("scratch", self.scratch, 4096)
+        _check_least("timeout", self.timeout_s, 0.001)
+        for name, value in self.environment.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ArgumentValueError(f"env: {name!r} cannot be a variable with that value")
+
 
 def parse_memory(text: str) -> int:
     """Return the bytes that *text* (`512m`, `1g`, `1.5G`, `268435456`) means."""
@@ -159,6 +169,12 @@ def parse_system_call(text: str) -> str:
     if not _SYSTEM_CALL.fullmatch(text):
         raise ArgumentValueError(f"blocked syscall: {text!r} is no name of a system call")
     return text
+
+
+def _check_least(name: str, value: float | None, least: float) -> None:
+    # Not a comparison the other way round: NaN is refused.
+    if value is not None and not value >= least:
+        raise ArgumentValueError(f"{name}: {value} is less than {least}")
 
 
 def _parse_size(name: str, text: str) -> int:

@@ -24,6 +24,7 @@ import select
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -266,6 +267,8 @@ def start(
     """
     if not argv or any("\0" in word for word in argv):
         raise ArgumentValueError("command: there is none, or it holds a zero byte")
+    if "\0" in cwd or not cwd.startswith("/"):
+        raise ArgumentValueError(f"working directory: {cwd!r} is not absolute")
     start = _Start(policy, list(argv), cwd, ALL - without)
     name = new_name(label, os.getpid())
     limits = make_limits(policy, str(name), start.defences)
@@ -300,7 +303,8 @@ class _Start:
         self.filters = (default_filter(), user_filter(policy.blocked_syscalls))
         self.is_bridged = policy.network == "bridge"
         uid, gid = os.geteuid(), os.getegid()
-        self.is_root = uid == 0
+        # Root of a user namespace is somebody else outside, and may not become just anybody.
+        self.is_root = uid == 0 and _maps_everybody()
         self.drops = self.is_root and Defence.DROPPED_USER in defences
         if self.drops:
             uid = gid = _FIRST_ID + int.from_bytes(os.urandom(4)) % _ID_COUNT
@@ -315,10 +319,11 @@ class _Start:
         info, informing = os.pipe2(os.O_CLOEXEC)
         said = os.memfd_create("bwrap", os.MFD_CLOEXEC)
         networks = prohibited_networks() if self.is_bridged else []
+        supervisor = os.getpid()
         try:
-            pid = os.fork()
+            pid = _fork()
             if pid == 0:
-                setup = _SetUp(self, str(running.name), streams, limits, networks)
+                setup = _SetUp(self, supervisor, running.name, streams, limits, networks)
                 os.close(going)
                 setup.run(agent_mount, reporting, waiting, informing, said)
             for fd in (reporting, waiting, informing):
@@ -378,12 +383,14 @@ class _SetUp:
     def __init__(
         self,
         start: _Start,
+        supervisor: int,
         name: str,
         streams: Streams,
         limits: Limits,
         networks: list[IPv4Network],
     ) -> None:
         self.start = start
+        self.supervisor = supervisor
         self.name = name
         self.streams = streams
         self.limits = limits
@@ -404,8 +411,7 @@ class _SetUp:
 
     def _prepare(self, agent_mount: AgentMount, report: int, waiting: int) -> None:
         start = self.start
-        parent = os.getppid()
-        die_with_parent(parent)
+        die_with_parent(self.supervisor)
         _forget_signals()
         os.setsid()
         prefer_as_victim()
@@ -431,7 +437,8 @@ class _SetUp:
             os.setgroups([])
             os.setresgid(start.owner.gid, start.owner.gid, start.owner.gid)
             os.setresuid(start.owner.uid, start.owner.uid, start.owner.uid)
-        die_with_parent(parent)
+        # Cleared by the change of user.
+        die_with_parent(self.supervisor)
 
     def _execute(self, report: int, informing: int, said: int) -> None:
         job = _memory_file("job", self._job(report).encode())
@@ -505,6 +512,19 @@ class _SetUp:
         if self.streams.terminal is not None:
             environment["TERM"] = os.environ.get("TERM", "dumb")
         return {**environment, **self.start.policy.environment}
+
+
+def _fork() -> int:
+    with warnings.catch_warnings():
+        # Python 3.12 warns when there are threads: the copy has none of them, and whatever lock
+        # one of them held stays locked. The set-up takes no lock of another module's.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _maps_everybody() -> bool:
+    first, outside, count = Path("/proc/self/uid_map").read_text().split()[:3]
+    return (first, outside) == ("0", "0") and int(count) > _FIRST_ID + _ID_COUNT
 
 
 def _find(name: str, package: str) -> str:

@@ -40,8 +40,9 @@ def find_lacks() -> list[Lack]:
         default_filter()
     except SnapshotIsolationError as error:
         found.append(Lack(error.subject, "apt-get install libseccomp2", is_fatal=True))
-    if not _number("/proc/sys/user/max_user_namespaces", 1):
-        remedy = "sysctl user.max_user_namespaces=65536"
+    clone = _number("/proc/sys/kernel/unprivileged_userns_clone", 1)
+    if not _number("/proc/sys/user/max_user_namespaces", 1) or not clone:
+        remedy = "sysctl user.max_user_namespaces=65536 kernel.unprivileged_userns_clone=1"
         found.append(Lack("user namespaces are switched off", remedy, is_fatal=True))
     if os.geteuid() != 0 and _number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", 0):
         remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile for bwrap"

@@ -6,7 +6,7 @@ container runtimes, and sandbox-specific reasons beside the groups.
 """
 
 import errno
-import platform
+import os
 import socket
 from collections.abc import Iterable
 from functools import cache
@@ -138,7 +138,7 @@ def default_filter() -> bytes:
     # glibc falls back to clone, whose flags are an argument and not behind a pointer.
     rules.append(Rule("clone3", error=errno.ENOSYS))
     # s390 has the flags second.
-    flags = 1 if platform.machine().startswith("s390") else 0
+    flags = 1 if os.uname().machine.startswith("s390") else 0
     rules += [
         Rule("clone", Argument(flags, Compare.MASKED_EQUAL, kind, kind)) for kind in Namespace
     ]
