@@ -39,7 +39,7 @@ from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.transports import make_transport
 from kaifs.linux.files import write_all
-from kaifs.linux.mounts import MountEntry, MountUser, find_mount, leave_mount_namespace, users_of
+from kaifs.linux.mounts import MountEntry, MountUser, find_mount, users_of
 from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
 from kaifs.linux.sockets import listen_at
 from kaifs.meta.records import RootKind, RootState
@@ -68,15 +68,13 @@ class Settings:
     """What the daemon is told at its start."""
 
     store: Path
-    mountpoint: Path
-    """Absolute and without symbolic links."""
+    mountpoint: Path | None
+    """Absolute and without symbolic links; None: there is no mount, sandboxes are served alone."""
     options: MountOptions
     foreground: bool = False
     """Stay in the terminal's session, with its standard streams."""
     ready_fd: int = -1
     """Where to tell that the mount answers, or why there is none; -1: nowhere."""
-    private: bool = False
-    """Mount where nobody else sees it: in a mount namespace of this process's own."""
     end_fd: int = -1
     """End when the other end of this pipe is closed; -1: when told."""
 
@@ -122,8 +120,6 @@ class _Daemon:
     async def run(self) -> None:
         """Serve from the store's lock to its release."""
         settings = self._settings
-        if settings.private:
-            leave_mount_namespace()
         # Before the store and /dev/fuse are open: the helper must hold neither.
         self._helper = Helper()
         try:
@@ -160,7 +156,8 @@ class _Daemon:
         self._forest.recover()
         finish_due_backups(self._context(Caller(os.geteuid(), os.getegid())))
         self._handlers = Handlers(self._namespace, self._epochs.commit, self._wait_barrier)
-        self._transport = make_transport(options.transport, self._handlers)
+        transport = options.transport if settings.mountpoint is not None else "none"
+        self._transport = make_transport(transport, self._handlers)
         self._invalidator = Invalidator(self._namespace, self._transport.notifier)
         self._attachments = Attachments(
             self._flush,
@@ -172,7 +169,8 @@ class _Daemon:
         )
         self._store.on_change = self._invalidator.changed
         listener = listen_at(socket_path(settings.store), SOCKET_MODE)
-        self._mount()
+        if settings.mountpoint is not None:
+            self._mount(settings.mountpoint)
         services = server.Services(
             context=self._context,
             barrier=self._flush,
@@ -213,7 +211,7 @@ class _Daemon:
             case _:
                 self._store.get_agent(options.agent)
 
-    def _mount(self) -> None:
+    def _mount(self, mountpoint: Path) -> None:
         settings, options = self._settings, self._settings.options
         told = mounting.MountOptions(
             read_only=options.read_only,
@@ -223,11 +221,11 @@ class _Daemon:
         )
         with captured_stderr() as errors:
             try:
-                self._transport.mount(settings.mountpoint, told)
+                self._transport.mount(mountpoint, told)
             except MountFailedError as error:
                 reason = " ".join(errors().split()) or error.subject
-                raise MountFailedError(f"{settings.mountpoint}: {reason}") from error
-        self._entry = find_mount(settings.mountpoint)
+                raise MountFailedError(f"{mountpoint}: {reason}") from error
+        self._entry = find_mount(mountpoint)
 
     async def _serve_mount(self) -> None:
         """Answer the kernel until the mount has gone, by whatever way."""
@@ -243,15 +241,15 @@ class _Daemon:
         """Say that the mount answers, once it does."""
         settings = self._settings
         try:
-            await self._helper.ask("statvfs", mountpoint=str(settings.mountpoint))
-            entry = self._entry
-            if entry is None:
-                raise MountFailedError(f"{settings.mountpoint}: gone already")
-            # Now, not before: the answer to INIT may set the limits.
-            self._barrier = Barrier(
-                self._helper, prepare_mount(entry), self._handlers, self._written_paths
-            )
-            self._publish(entry)
+            if settings.mountpoint is not None:
+                await self._helper.ask("statvfs", mountpoint=str(settings.mountpoint))
+                if self._entry is None:
+                    raise MountFailedError(f"{settings.mountpoint}: gone already")
+                # Now, not before: the answer to INIT may set the limits.
+                self._barrier = Barrier(
+                    self._helper, prepare_mount(self._entry), self._handlers, self._written_paths
+                )
+            self._publish()
             if settings.ready_fd >= 0:
                 tell_ready(settings.ready_fd)
         except (OSError, KaifsError) as error:
@@ -265,30 +263,33 @@ class _Daemon:
             leave_terminal()
         log.info("mounted", extra={"mountpoint": settings.mountpoint, "pid": os.getpid()})
 
-    def _publish(self, entry: MountEntry) -> None:
+    def _publish(self) -> None:
         settings = self._settings
         process = identify(os.getpid())
         assert process is not None, "this process is running"
-        mount = MountInfo(
-            mountpoint=str(settings.mountpoint),
-            transport=self._transport.name,
-            agent=settings.options.agent or None,
-            options=settings.options.text,
-            minor=entry.minor,
-        )
+        mounts = []
+        if self._entry is not None:
+            mount = MountInfo(
+                mountpoint=str(settings.mountpoint),
+                transport=self._transport.name,
+                agent=settings.options.agent or None,
+                options=settings.options.text,
+                minor=self._entry.minor,
+            )
+            mounts.append(mount)
         info = DaemonInfo(
             pid=process.pid,
             supervisor_pid=process.pid,
             started_ticks=process.started,
             started_ns=self._store.clock.now_ns(),
-            mounts=[] if settings.private else [mount],
+            mounts=mounts,
         )
         write_info(settings.store, info)
 
     # --- what others ask for ------------------------------------------------------------------
 
     def _context(self, caller: Caller) -> Context:
-        whole = not self._settings.options.agent and not self._settings.private
+        whole = not self._settings.options.agent
         mountpoint = self._settings.mountpoint if whole else None
         return Context(self._store, self._forest, caller, mountpoint)
 
@@ -296,8 +297,8 @@ class _Daemon:
         if self._settings.options.read_only or self._unmounted.is_set():
             return
         await self._ready.wait()
-        assert self._barrier is not None, "it is made before the mount is announced"
-        await self._barrier.wait()
+        if self._barrier is not None:
+            await self._barrier.wait()
 
     async def _flush(self) -> None:
         """Bring what programs have written so far into the store.
@@ -418,21 +419,25 @@ class _Daemon:
             MountBusyError: Processes use the mount and *lazy* is False.
             BarrierError, NoSpaceError, StoreIOError: The mount stays as it is.
         """
-        mountpoint = str(self._settings.mountpoint)
+        mountpoint = self._settings.mountpoint
         async with self._changing:
             if not lazy:
                 await self._check_unused()
                 if not self._attachments.is_empty:
-                    raise MountBusyError(f"{mountpoint}: a sandbox runs in a snapshot")
+                    where = mountpoint or self._settings.store
+                    raise MountBusyError(f"{where}: a sandbox runs in a snapshot")
             self._attachments.terminate()
             if self._ready.is_set():
                 await self._wait_barrier()
             await self._epochs.commit()
+            if mountpoint is None:
+                self._transport.terminate()
+                return ShutdownResult(ends=True)
             try:
                 await self._helper.ask(
                     "unmount",
                     moved=lambda: self._handlers.background_seen,
-                    mountpoint=mountpoint,
+                    mountpoint=str(mountpoint),
                     lazy=lazy,
                 )
             except OSError as error:
@@ -458,16 +463,17 @@ class _Daemon:
         users = await trio.to_thread.run_sync(users_of, self._entry)
         others = [user for user in users if user.pid not in (os.getpid(), self._helper.pid)]
         if others:
-            raise busy_error(self._settings.mountpoint, others)
+            raise busy_error(self._entry.mountpoint, others)
 
     async def _finish(self) -> None:
         """Make the last state durable, however often that must be tried."""
         with trio.move_on_after(INVALIDATION_WAIT_S):
             # It uses the connection, which must not be closed under it.
             await trio.to_thread.run_sync(self._invalidator.stop, abandon_on_cancel=True)
-        entry = find_mount(self._settings.mountpoint)
-        if entry is not None and self._entry is not None and entry.device == self._entry.device:
-            self._transport.unmount()
+        if self._entry is not None:
+            entry = find_mount(self._entry.mountpoint)
+            if entry is not None and entry.device == self._entry.device:
+                self._transport.unmount()
         self._namespace.forget_all()
         self._drop_superseded()
         wait_s = 1.0

@@ -27,7 +27,7 @@ from kaifs.base.errors import (
 )
 from kaifs.control.client import find_daemon, shutdown
 from kaifs.control.frames import FRAME_MAX
-from kaifs.control.info import DaemonInfo, read_info, run_folder
+from kaifs.control.info import DaemonInfo, read_info
 from kaifs.control.messages import Failure, MessageError, decode_from_daemon, error_of
 from kaifs.daemon.options import parse_options
 from kaifs.linux.files import lock_owner
@@ -46,8 +46,6 @@ from kaifs.linux.processes import send_signal, wait_end
 from kaifs.store.store import LOCK_NAME
 from kaifs.store.superblock import read_superblock
 
-PRIVATE_FOLDER: Final = "private"
-"""Below the store's run folder: where a daemon mounts that only serves sandboxes."""
 FSTYPE: Final = "fuse.kaifs"
 PROBE_TIMEOUT_S: Final = 10.0
 """Seconds without an answer after which a server counts as hung."""
@@ -118,8 +116,8 @@ def mount(
 def served(store: Path) -> Iterator[None]:
     """Have a daemon serve *store* as long as this lasts: the one that does, or one for this alone.
 
-    The one for this alone mounts where nobody sees it, and ends with this
-    process, whatever way that ends.
+    The one for this alone mounts nothing, and ends with this process, whatever
+    way that ends.
 
     Raises:
         StoreNotFoundError: There is no such store.
@@ -134,13 +132,10 @@ def served(store: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreNotFoundError(str(store)) from error
     read_superblock(store)
-    mountpoint = run_folder(store) / PRIVATE_FOLDER
-    mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
     ours, theirs = os.pipe()
     try:
         try:
-            private = ["--private", "--end-fd", str(ours)]
-            process = _start(store, mountpoint, "", private, ours)
+            process = _start(store, None, "", ["--end-fd", str(ours)], ours)
         finally:
             os.close(ours)
         try:
@@ -233,7 +228,7 @@ def _check_unserved(store: Path) -> None:
 
 
 def _start(
-    store: Path, mountpoint: Path, options: str, more: Sequence[str] = (), *fds: int
+    store: Path, mountpoint: Path | None, options: str, more: Sequence[str] = (), *fds: int
 ) -> "subprocess.Popen[bytes]":
     """Start the daemon and return it when it says that the mount answers."""
     _reap()
@@ -242,7 +237,8 @@ def _start(
         environment = dict(os.environ)
         paths = [str(_PACKAGE_ROOT), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-        command = [sys.executable, "-m", "kaifs.daemon.main", str(store), str(mountpoint)]
+        places = [str(place) for place in (store, mountpoint) if place is not None]
+        command = [sys.executable, "-m", "kaifs.daemon.main", *places]
         try:
             # No new session: an automounter knows by it who must not wait for the mount.
             process = subprocess.Popen(
@@ -258,11 +254,11 @@ def _start(
         body = ready.read(FRAME_MAX)
     if not body:
         status = process.wait()
-        raise MountFailedError(f"{mountpoint}: the daemon ended with status {status}")
+        raise MountFailedError(f"{mountpoint or store}: the daemon ended with status {status}")
     try:
         message = decode_from_daemon(body)
     except MessageError as error:
-        raise MountFailedError(f"{mountpoint}: {error}") from error
+        raise MountFailedError(f"{mountpoint or store}: {error}") from error
     if isinstance(message, Failure):
         process.wait()
         raise error_of(message)

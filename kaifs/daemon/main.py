@@ -22,14 +22,13 @@ def main() -> int:
     """Serve as the command line says and return the exit status."""
     parser = argparse.ArgumentParser(prog="kaifs-daemon")
     parser.add_argument("store", type=Path)
-    parser.add_argument("mountpoint", type=Path)
+    parser.add_argument("mountpoint", type=Path, nargs="?")
     parser.add_argument("-o", dest="options", default="")
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--end-fd", type=int, default=-1)
-    parser.add_argument("--private", action="store_true")
     args = parser.parse_args()
     # What the store's lock tells others about its holder.
-    sys.argv = ["kaifs", "mount", str(args.store), str(args.mountpoint)]
+    sys.argv = ["kaifs", "mount", str(args.store), str(args.mountpoint or "(for sandboxes)")]
     try:
         options = parse_options([args.options])
         settings = Settings(
@@ -37,7 +36,6 @@ def main() -> int:
             args.mountpoint,
             options,
             ready_fd=args.ready_fd,
-            private=args.private,
             end_fd=args.end_fd,
         )
         run(settings)

@@ -27,10 +27,6 @@ FUSECTL: Final = Path("/sys/fs/fuse/connections")
 MAX_BACKGROUND: Final = 65535
 """Greatest value that the kernel takes: the limit is 16 bits wide."""
 
-_CLONE_NEWNS: Final = 0x00020000
-_CLONE_NEWUSER: Final = 0x10000000
-_MS_REC: Final = 0x4000
-_MS_PRIVATE: Final = 1 << 18
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _SYMLINKS_MAX: Final = 40
@@ -155,26 +151,6 @@ def _fusermount(mountpoint: Path, *, lazy: bool) -> None:
         (code for code in (errno.EBUSY, errno.EINVAL) if os.strerror(code) in reason), errno.EPERM
     )
     raise OSError(code, reason or os.strerror(code), str(mountpoint))
-
-
-def leave_mount_namespace() -> None:
-    """Move this process into a mount namespace of its own: what it mounts, nobody else sees.
-
-    Without privileges that takes a user namespace as well, in which the user is
-    who they were before. Only for a process with one thread.
-
-    Raises:
-        OSError: The system refuses.
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    flags = _CLONE_NEWNS if uid == 0 else _CLONE_NEWNS | _CLONE_NEWUSER
-    _check(_libc().unshare(flags), Path("/"))
-    if uid != 0:
-        own = Path("/proc/self")
-        (own / "setgroups").write_text("deny")
-        (own / "uid_map").write_text(f"{uid} {uid} 1")
-        (own / "gid_map").write_text(f"{gid} {gid} 1")
-    _check(_libc().mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), Path("/"))
 
 
 # --- the control file system of FUSE -----------------------------------------------------

@@ -31,7 +31,7 @@ from pathlib import Path
 from kaifs.control.client import attach
 from kaifs.control.messages import AttachParams
 from kaifs.fuse.mounting import MountOptions, mount_fuse
-from kaifs.linux.mounts import leave_mount_namespace
+from kaifs.linux.namespaces import Namespace, make_mounts_private, unshare
 
 store, reference, staging, quota, read_only = sys.argv[1:]
 params = AttachParams(
@@ -40,7 +40,8 @@ params = AttachParams(
     read_only=read_only == "1",
 )
 attachment = attach(Path(store), params)
-leave_mount_namespace()
+unshare(Namespace.MOUNT)
+make_mounts_private()
 fd = mount_fuse(Path(staging), MountOptions(allow_other=True))
 attachment.pass_descriptor(fd, 65534, 65534)
 os.close(fd)
