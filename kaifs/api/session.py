@@ -6,21 +6,19 @@ that knows how a snapshot is served privately and what runs commands in it.
 
 from __future__ import annotations
 
-import argparse
-import atexit
 import os
 import secrets
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from kaifs.api.access import find_daemon
 from kaifs.base.errors import SnapshotIsolationError
-from kaifs.cli.session import find_daemon, store_path
 from kaifs.service.suite_runner import Execution, Executor
 
 if TYPE_CHECKING:
@@ -67,26 +65,29 @@ class Session(Executor, Protocol):
         ...
 
 
-_served = ExitStack()
+@contextmanager
+def prepare(store: Path) -> Iterator[None]:
+    """Have what sessions need as long as this lasts: a daemon, which serves private connections.
 
+    Begin it before a verb that needs a session, when nothing has *store* open.
 
-def prepare(args: argparse.Namespace) -> None:
-    """Start what must run before a verb that needs a session: what serves private connections.
-
-    Called before the command's first verb, as long as it has not opened the store.
-    It ends with this process.
+    Raises:
+        KaifsError: as `kaifs.daemon.lifecycle.served`.
     """
+    if find_daemon(store) is not None:
+        yield
+        return
     from kaifs.daemon.lifecycle import served
 
-    path = store_path(args.store)
-    if find_daemon(path) is None:
-        _served.enter_context(served(path))
-        atexit.register(_served.close)
+    with served(store):
+        yield
 
 
 @contextmanager
-def open_session(args: argparse.Namespace, snapshot: IsolatedSnapshot) -> Iterator[Session]:
+def open_session(store: Path, snapshot: IsolatedSnapshot) -> Iterator[Session]:
     """Lend a session in *snapshot*. When it ends nothing of it is left: no process, no mount.
+
+    `prepare` has to last that long.
 
     Raises:
         SnapshotIsolationError: something that the snapshot asks for cannot be enforced; then
@@ -97,7 +98,6 @@ def open_session(args: argparse.Namespace, snapshot: IsolatedSnapshot) -> Iterat
 
     if snapshot.isolation.container:
         raise SnapshotIsolationError(f"{snapshot.id}: containers cannot be run yet")
-    store = store_path(args.store)
     label = read_superblock(store).uuid.hex()
     clean(label)
     daemon = find_daemon(store)

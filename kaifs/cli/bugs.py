@@ -6,8 +6,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from kaifs.api.access import store_path
 from kaifs.base.clock import SystemClock, format_time
-from kaifs.cli.session import store_path
 
 
 def log_bug(store: str | None, error: Exception) -> Path | None:

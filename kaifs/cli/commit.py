@@ -5,15 +5,20 @@ listed and nothing is changed; --rebase first brings what current has changed
 into the snapshot, and tests it again.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from kaifs.base.errors import MergeConflictError
-from kaifs.cli import sandbox_session
 from kaifs.cli.description import add_description, description
 from kaifs.cli.output import DONE, print_json, say, warn
-from kaifs.cli.session import call
-from kaifs.cli.testing import read_suite, run_tests
+from kaifs.cli.session import progress_bar, store_of
+from kaifs.cli.testing import run_tests
+
+if TYPE_CHECKING:
+    from kaifs.api.snapshots import SnapshotIsolationManager
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,18 +42,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Commit it."""
-    from kaifs.service.commit import Params
+    from kaifs.api.snapshots import SnapshotIsolationManager
 
-    params = Params(
-        reference=args.reference,
-        label=args.label,
-        bump=args.bump,
-        description=description(args),
-    )
+    manager = SnapshotIsolationManager(store_of(args))
     try:
-        if args.rebase and not _rebase(args):
+        if args.rebase and not _rebase(args, manager):
             return 1
-        done = call(args, "commit", params, has_progress=True)
+        with progress_bar(args) as on_progress:
+            done = manager.commit_snapshot(
+                args.reference,
+                label=args.label,
+                bump=args.bump,
+                description=description(args),
+                on_progress=on_progress,
+            )
     except MergeConflictError as error:
         _list_conflicts(args, error)
         raise
@@ -61,21 +68,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rebase(args: argparse.Namespace) -> bool:
+def _rebase(args: argparse.Namespace, manager: SnapshotIsolationManager) -> bool:
     """Bring current's changes into the snapshot. Return whether its tests pass then."""
-    from kaifs.service.rebase import Params
+    from kaifs.api.snapshots import read_suite
 
     suite = None if args.suite is None else read_suite(args.suite)
     source = args.suite or ""
-    sandbox_session.prepare(args)
-    rebased = call(args, "rebase", Params(reference=args.reference))
+    rebased = manager.rebase_snapshot(args.reference)
     say(args, f"{DONE} Snapshot rebased: {rebased.snapshot.id}")
     if suite is None:
         suite, source = rebased.suite, rebased.source
     result = run_tests(args, args.reference, suite, source)
     if not result.success and args.json:
         print_json(result)
-    return bool(result.success)
+    return result.success
 
 
 def _list_conflicts(args: argparse.Namespace, error: MergeConflictError) -> None:

@@ -3,7 +3,7 @@
 import argparse
 
 from kaifs.cli.output import DONE, print_json, say
-from kaifs.cli.session import call
+from kaifs.cli.session import store_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -13,9 +13,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Remove it."""
-    from kaifs.service.discard import Params
+    from kaifs.api.snapshots import SnapshotIsolationManager
 
-    gone = call(args, "discard", Params(reference=args.reference))
+    gone = SnapshotIsolationManager(store_of(args)).discard_snapshot(args.reference)
     if args.json:
         print_json(gone)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kaifs.cli.description import add_description, description
 from kaifs.cli.output import DONE, format_size, print_json, say
-from kaifs.cli.session import call, shows_progress, store_path
+from kaifs.cli.session import call, shows_progress, store_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from kaifs.service.host_source import HostSource
     from kaifs.service.import_ import Params
 
-    source = HostSource(Path(args.directory), store_path(args.store), count=shows_progress(args))
+    source = HostSource(Path(args.directory), store_of(args), count=shows_progress(args))
     params = Params(agent=args.agent, label=args.label, description=description(args))
     made = call(args, "import", params, source=iter(source), has_progress=True)
     if args.json:

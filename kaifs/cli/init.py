@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from kaifs.cli.output import print_json, say
-from kaifs.cli.session import store_path
+from kaifs.cli.session import store_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     """Make the store."""
     from kaifs.service.init import create_store
 
-    made = create_store(Path(args.path) if args.path else store_path(args.store))
+    made = create_store(Path(args.path) if args.path else store_of(args))
     if args.json:
         print_json(made)
     else:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from kaifs.base.errors import ArgumentValueError
+
 if TYPE_CHECKING:
-    from kaifs.service.isolation import Limits
+    from kaifs.api.snapshots import SnapshotOptions
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
@@ -29,19 +31,31 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deny-syscall", action="append", default=[], metavar="NAME")
 
 
-def limits(args: argparse.Namespace) -> Limits:
-    """Return what the options say."""
-    from kaifs.service.isolation import Limits
+def snapshot_options(args: argparse.Namespace) -> SnapshotOptions:
+    """Return what the options say.
 
-    return Limits(
-        container=args.container,
-        image=args.image,
-        network=args.network,
-        memory=args.memory,
-        cpus=args.cpus,
-        storage=args.storage,
-        pids=args.pids,
-        env=tuple(args.env),
-        allow=tuple(args.allow),
-        deny_syscall=tuple(args.deny_syscall),
+    Raises:
+        ArgumentValueError: `--env` without a value.
+    """
+    from kaifs.api.snapshots import AGENT_PATH, SnapshotOptions
+
+    return SnapshotOptions(
+        use_container=args.container,
+        container_image=args.image,
+        network_access=args.network,
+        memory_limit=args.memory,
+        cpu_limit=args.cpus,
+        storage_limit=args.storage,
+        pids_limit=args.pids,
+        environment=dict(map(_variable, args.env)),
+        read_only=args.read_only,
+        allowed_paths=(AGENT_PATH, *args.allow),
+        blocked_syscalls=tuple(args.deny_syscall),
     )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ArgumentValueError(f"--env {text!a} is not NAME=VALUE")
+    return name, value

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from kaifs.cli.output import DONE, print_json, say
-from kaifs.cli.session import store_path
+from kaifs.cli.session import store_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     *store, mountpoint = args.paths
     if len(store) > 1:
         raise ArgumentValueError("give one store and one mountpoint")
-    path = Path(store[0]) if store else store_path(args.store)
+    path = Path(store[0]) if store else store_of(args)
     info = mount(path, Path(mountpoint), args.options, foreground=args.foreground)
     if args.json:
         print_json({"mountpoint": mountpoint, "pid": None if info is None else info.pid})

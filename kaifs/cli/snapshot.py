@@ -7,14 +7,16 @@ run in it.
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from kaifs.base.errors import ArgumentValueError
-from kaifs.cli.limits import add_limits, limits
+from kaifs.base.errors import ArgumentValueError, SnapshotNotFoundError
+from kaifs.cli.limits import add_limits, snapshot_options
 from kaifs.cli.output import DONE, print_json, say
-from kaifs.cli.session import call
+from kaifs.cli.session import store_of
 
 if TYPE_CHECKING:
+    from kaifs.api.snapshots import SnapshotIsolationManager
     from kaifs.service.isolation import IsolatedSnapshot
     from kaifs.service.suite import TestSuite
 
@@ -33,54 +35,52 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the snapshot, and test it if asked to."""
-    from kaifs.service.snapshot import Params
+    from kaifs.api.snapshots import SnapshotIsolationManager
 
     # Before anything is made: a suite that cannot be read.
-    suite = _prepare_tests(args)
-    params = Params(
-        reference=args.reference,
-        name=args.name,
-        read_only=args.read_only,
-        limits=limits(args),
-    )
+    suite = _read_suite(args)
+    options = snapshot_options(args)
     say(args, f"Creating isolated snapshot for {args.reference}...")
-    made = call(args, "snapshot", params)
+    manager = SnapshotIsolationManager(store_of(args))
+    made = manager.create_snapshot(args.reference, options, name=args.name)
     if args.quiet and not args.json:
         print(made.id)
     elif not args.json:
         say(args, f"{DONE} Snapshot created: {made.id}")
         say(args, f"Path: {made.path}")
     if args.test:
-        return _test(args, made, suite)
+        return _test(args, manager, made, suite)
     if args.json:
         print_json(made)
     return 0
 
 
-def _prepare_tests(args: argparse.Namespace) -> TestSuite | None:
+def _read_suite(args: argparse.Namespace) -> TestSuite | None:
     if args.suite is not None and not args.test:
         raise ArgumentValueError("--suite needs --test")
-    if not args.test:
+    if args.suite is None:
         return None
-    from kaifs.cli import sandbox_session
-    from kaifs.cli.testing import read_suite
+    from kaifs.api.snapshots import read_suite
 
-    suite = None if args.suite is None else read_suite(args.suite)
-    sandbox_session.prepare(args)
-    return suite
+    return read_suite(args.suite)
 
 
-def _test(args: argparse.Namespace, made: IsolatedSnapshot, suite: TestSuite | None) -> int:
+def _test(
+    args: argparse.Namespace,
+    manager: SnapshotIsolationManager,
+    made: IsolatedSnapshot,
+    suite: TestSuite | None,
+) -> int:
+    from kaifs.api.snapshots import reference_of
     from kaifs.cli.testing import run_tests
 
-    reference = f"{made.agent_id}/@snapshots/{made.id}"
+    reference = reference_of(made)
     try:
         result = run_tests(args, reference, suite, args.suite or "")
     except BaseException:
         # All that was asked for, or nothing.
-        from kaifs.service.discard import Params
-
-        call(args, "discard", Params(reference=reference))
+        with suppress(SnapshotNotFoundError):
+            manager.rollback_snapshot(reference)
         raise
     if args.json:
         import msgspec

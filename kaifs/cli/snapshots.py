@@ -3,7 +3,7 @@
 import argparse
 
 from kaifs.cli.output import format_age, format_size, print_json, table
-from kaifs.cli.session import call
+from kaifs.cli.session import store_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -13,12 +13,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List them."""
-    from kaifs.service.snapshots import Params
+    from kaifs.api.snapshots import SnapshotIsolationManager
 
-    found = call(args, "snapshots", Params(agent=args.agent))
+    found = SnapshotIsolationManager(store_of(args)).list_snapshots(args.agent)
     if args.json:
-        print_json(found.snapshots)
-    elif found.snapshots:
+        print_json(found)
+    elif found:
         rows = [
             (
                 snapshot.id,
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
                 format_age(snapshot.age_seconds),
                 format_size(snapshot.own_bytes),
             )
-            for snapshot in found.snapshots
+            for snapshot in found
         ]
         print(table([("ID", "VERSION", "STATUS", "AGE", "OWN"), *rows]))
     return 0

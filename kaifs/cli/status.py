@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from kaifs.api.access import find_daemon
 from kaifs.cli.output import coloured, format_age, format_size, print_json, table
-from kaifs.cli.session import call, find_daemon, store_path
+from kaifs.cli.session import call, store_of
 
 if TYPE_CHECKING:
     from kaifs.control.info import DaemonInfo
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Show them."""
     from kaifs.service.status import Params
 
-    info = find_daemon(store_path(args.store))
+    info = find_daemon(store_of(args))
     found = call(args, "status", Params())
     daemon, mounts = _daemon(info)
     if args.json:

@@ -7,11 +7,9 @@ go test, whichever is found first. Exit status: 0 all passed, 1 not.
 
 import argparse
 
-from kaifs.base.errors import SnapshotStateError
-from kaifs.cli import sandbox_session
 from kaifs.cli.output import print_json, write_bytes
-from kaifs.cli.session import call
-from kaifs.cli.testing import read_suite, run_tests
+from kaifs.cli.session import store_of
+from kaifs.cli.testing import run_tests
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +28,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the tests, or show what they wrote."""
     if args.log:
         return _print_log(args)
+    from kaifs.api.snapshots import read_suite
+
     suite = None if args.suite is None else read_suite(args.suite)
-    sandbox_session.prepare(args)
     result = run_tests(args, args.reference, suite, args.suite or "")
     if args.json:
         print_json(result)
@@ -39,13 +38,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_log(args: argparse.Namespace) -> int:
-    from kaifs.service.show import Params
+    from kaifs.api.snapshots import SnapshotIsolationManager
 
-    found = call(args, "show", Params(reference=args.reference, has_log=True))
-    if found.log is None:
-        raise SnapshotStateError(f"{args.reference}: no output of tests is kept")
+    log = SnapshotIsolationManager(store_of(args)).test_log(args.reference)
     if args.json:
-        print_json({"log": found.log.decode("utf-8", "backslashreplace")})
+        print_json({"log": log.decode("utf-8", "backslashreplace")})
     else:
-        write_bytes(found.log)
+        write_bytes(log)
     return 0

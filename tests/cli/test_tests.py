@@ -6,14 +6,13 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from kaifs.api import session
 from kaifs.base.errors import SnapshotIsolationError
-from kaifs.cli import sandbox_session
 from kaifs.cli.main import main
 from kaifs.service.isolation import IsolatedSnapshot
 from kaifs.store.store import Store
@@ -43,8 +42,8 @@ class Bench:
         self._capfd = capfd
 
     @contextmanager
-    def open_session(self, args: Any, snapshot: IsolatedSnapshot) -> Iterator[LocalSession]:
-        del args
+    def open_session(self, store: Path, snapshot: IsolatedSnapshot) -> Iterator[LocalSession]:
+        del store
         self.sessions.append(snapshot)
         yield LocalSession(self.folder)
 
@@ -84,8 +83,8 @@ def bench(
 ) -> Iterator[Bench]:
     """A store with `bot@1.0.0`, and a snapshot `snap`."""
     bench = Bench(tmp_path, capfd)
-    monkeypatch.setattr(sandbox_session, "open_session", bench.open_session)
-    monkeypatch.setattr(sandbox_session, "prepare", lambda args: None)
+    monkeypatch.setattr(session, "open_session", bench.open_session)
+    monkeypatch.setattr(session, "prepare", lambda store: nullcontext())
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.txt").write_text("one\n")
@@ -236,11 +235,11 @@ def test_a_snapshot_that_cannot_be_tested_is_not_made(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def refuse(args: Any, snapshot: IsolatedSnapshot) -> Iterator[LocalSession]:
+    def refuse(store: Path, snapshot: IsolatedSnapshot) -> Iterator[LocalSession]:
         raise SnapshotIsolationError("memory cannot be limited here")
         yield
 
-    monkeypatch.setattr(sandbox_session, "open_session", refuse)
+    monkeypatch.setattr(session, "open_session", refuse)
 
     status, _, err = bench(
         "snapshot", "bot", "--name", "b", "--test", "--suite", bench.suite("true")
@@ -298,7 +297,7 @@ def test_a_daemon_keeps_the_same_states(bench: Bench) -> None:
         child = os.fork()
         if child == 0:
             # Ended in the middle of its tests, as by SIGKILL: nothing is said to anybody.
-            sandbox_session.open_session = lambda args, snapshot: os._exit(0)
+            session.open_session = lambda store, snapshot: os._exit(0)
             main(["--store", str(bench.store), "test", "snap", "--suite", str(bench.suite("true"))])
             os._exit(1)
         assert os.waitpid(child, 0)[1] == 0

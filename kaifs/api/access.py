@@ -1,0 +1,62 @@
+"""Where a store is, and how a verb gets to it: through the daemon that serves it, if one does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from kaifs.control.info import DaemonInfo
+    from kaifs.service.steps import OnOutput, OnProgress, Source
+
+STORE_VARIABLE: Final = "KAIFS_STORE"
+SYSTEM_STORE: Final = Path("/var/lib/kaifs")
+
+
+def store_path(chosen: str | os.PathLike[str] | None = None) -> Path:
+    """Return the store that is meant: *chosen*, the environment's, or the user's default."""
+    chosen = chosen or os.environ.get(STORE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return SYSTEM_STORE
+    data = os.environ.get("XDG_DATA_HOME")
+    return (Path(data) if data else Path.home() / ".local" / "share") / "kaifs"
+
+
+def call(
+    store: Path,
+    verb: str,
+    params: msgspec.Struct,
+    *,
+    source: Source | None = None,
+    on_progress: OnProgress | None = None,
+    on_output: OnOutput | None = None,
+) -> Any:
+    """Run *verb* on *store* and return its result, through its daemon if one serves it.
+
+    Raises:
+        KaifsError: the verb refuses, or the store cannot be had. Nothing was changed then.
+    """
+    if find_daemon(store) is not None:
+        from kaifs.control.client import call as call_daemon
+
+        return call_daemon(store, verb, params, source, on_progress, on_output)
+    from kaifs.service.embedded import run_embedded
+
+    return run_embedded(
+        store, verb, params, source=source, on_progress=on_progress, on_output=on_output
+    )
+
+
+def find_daemon(store: Path) -> DaemonInfo | None:
+    """Return the daemon that serves *store*, None if none does."""
+    if not (store / "run" / "daemon.json").exists():
+        # Most embedded uses end here, before the client's imports.
+        return None
+    from kaifs.control.client import find_daemon as find
+
+    return find(store)
