@@ -15,14 +15,13 @@ import msgspec
 from kaifs.base.errors import SuiteRunError
 from kaifs.base.types import RootId
 from kaifs.service.context import Context
-from kaifs.service.evidence import TestFailure
 from kaifs.service.isolation import IsolatedSnapshot, describe_snapshot
 from kaifs.service.lifecycle import begin_test, fail_test, find_by_root, finish_test
 from kaifs.service.reference import resolve_snapshot
 from kaifs.service.steps import CHUNK_SIZE, Commit, Data, End, Flush, Item, Output, Step, Want
 from kaifs.service.suite import TestSuite
 from kaifs.service.suite_detect import detect_suite
-from kaifs.service.suite_runner import SuiteRun
+from kaifs.service.suite_runner import SuiteRun, TestResult
 
 _REPORT_MAX: Final = 16 << 20
 """Bytes in the report of a run."""
@@ -46,13 +45,9 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     source: str
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class Result(TestResult, frozen=True, kw_only=True, rename="camel"):
     """The specification's TestResult, and where it was had."""
 
-    success: bool
-    passed_tests: int
-    total_tests: int
-    failures: tuple[TestFailure, ...]
     snapshot_id: str
     agent_id: str
     status: str
