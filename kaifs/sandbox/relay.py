@@ -78,11 +78,26 @@ class Streams:
         self.inside = [None, None, None]
 
     def begin(self) -> None:
-        """Put the user's terminal, if it is read, into raw mode."""
-        if self._outer >= 0 and any(flow.source == self._outer for flow in self._flows):
-            with contextlib.suppress(termios.error):  # in the background, or gone
+        """Put the user's terminal, if it is read, into raw mode.
+
+        A process in the background must not: it would be stopped. It does not
+        read the terminal then.
+        """
+        if self._outer < 0:
+            return
+        inputs = [flow for flow in self._flows if flow.source == self._outer]
+        if inputs and not _is_in_background(self._outer):
+            with contextlib.suppress(termios.error):  # it has gone
                 self._settings = termios.tcgetattr(self._outer)
                 tty.setraw(self._outer, termios.TCSADRAIN)
+            return
+        for flow in inputs:
+            self._flows.remove(flow)
+        # The user's terminal, not raw, ends the lines itself.
+        with contextlib.suppress(termios.error):
+            settings = termios.tcgetattr(self._master)
+            settings[1] &= ~termios.OPOST
+            termios.tcsetattr(self._master, termios.TCSANOW, settings)
 
     def register(self, poll: select.poll) -> None:
         """Tell *poll*, a new one, what to wait for."""
@@ -218,3 +233,10 @@ class Streams:
         if fd in self._own:
             self._own.remove(fd)
             os.close(fd)
+
+
+def _is_in_background(terminal: int) -> bool:
+    try:
+        return os.tcgetpgrp(terminal) != os.getpgrp()
+    except OSError:
+        return False  # not this session's terminal: nobody stops us

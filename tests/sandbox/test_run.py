@@ -144,6 +144,20 @@ def test_kill_from_another_thread_ends_the_wait(agent: Path) -> None:
         thread.join()
 
 
+def test_another_thread_can_run_a_sandbox_from_start_to_end(attack: Attack) -> None:
+    outputs: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: outputs.append(attack(["echo", "done"]).output))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert outputs == ["done\n"] * 3
+
+
 def test_processes_that_a_command_leaves_behind_end_with_it(attack: Attack) -> None:
     began = time.monotonic()
     attack(["sh", "-c", "setsid sleep 30 & true"])
@@ -266,6 +280,19 @@ def test_terminal_is_a_terminal_inside_with_its_size_and_settings(agent: Path) -
     assert b"33 77" in seen
     assert b"got typed" in seen
     assert after == before
+
+
+def test_output_to_a_terminal_that_is_not_read_is_not_changed(agent: Path) -> None:
+    master, slave = os.openpty()
+    with start(
+        POLICY, ["printf", "a\nb"], FolderMount(agent), stdout=slave, label=LABEL
+    ) as running:
+        running.wait()
+    seen = os.read(master, 100)
+    os.close(master)
+    os.close(slave)
+
+    assert seen == b"a\r\nb"
 
 
 def test_control_c_on_the_terminal_interrupts_what_runs_inside(agent: Path) -> None:
