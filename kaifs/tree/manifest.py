@@ -43,11 +43,21 @@ _SPELLING: Final = tuple(
 )
 
 
-def spell(name: bytes) -> bytes:
-    r"""Return *name* as mtree(5) spells it: other than plain characters as `\\ooo`."""
-    if not name.translate(None, _PLAIN):
-        return name
-    return b"".join([_SPELLING[code] for code in name])
+def spell(text: bytes) -> bytes:
+    r"""Return *text* as mtree(5) spells it: other than plain characters as `\ooo`."""
+    if not text.translate(None, _PLAIN):
+        return text
+    return b"".join([_SPELLING[code] for code in text])
+
+
+def spell_name(name: bytes) -> bytes:
+    """Return *name* as mtree(8) takes it for that name alone.
+
+    What is a pattern of glob(7) after mtree has read it is matched as one, so it is quoted.
+    """
+    if any(code in name for code in b"*?["):
+        name = b"".join([b"\\%c" % code if code in b"*?[\\" else b"%c" % code for code in name])
+    return spell(name)
 
 
 def line(name: bytes, inode: InodeRecord, target: bytes = b"") -> bytes:
@@ -57,7 +67,7 @@ def line(name: bytes, inode: InodeRecord, target: bytes = b"") -> bytes:
         StoreDamagedError: a regular file's SHA-256 is not known.
     """
     kind = stat.S_IFMT(inode.mode)
-    text = b"%s type=%s mode=%04o" % (spell(name), _TYPES[kind], stat.S_IMODE(inode.mode))
+    text = b"%s type=%s mode=%04o" % (spell_name(name), _TYPES[kind], stat.S_IMODE(inode.mode))
     if kind == stat.S_IFREG:
         if not inode.sha256:
             raise StoreDamagedError(f"SHA-256 of {name!r} is not known: the tree is not sealed")
