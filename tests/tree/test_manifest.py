@@ -220,8 +220,10 @@ def test_mtree_finds_each_difference(
 
     result = run_mtree(grove.seal("1.0.0").manifest, tmp_path / "copy")
 
-    assert result.returncode != 0
     assert result.stdout
+    # mtree tells of names that are missing or extra, but ends with 0 if nothing else differs.
+    told = {one.partition(":")[0] for one in result.stdout.splitlines()}
+    assert result.returncode != 0 or told <= {"missing", "extra"}
 
 
 @needs_mtree
