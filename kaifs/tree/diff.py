@@ -65,7 +65,8 @@ def diff(old: Tree, new: Tree) -> Iterator[Difference]:
         found = _diff_lineage(old, new)
     else:
         found = list(_diff_walks(old, new))
-    yield from sorted(found, key=lambda difference: difference.path)
+    # A path that lost a directory and won another is first told as deleted.
+    yield from sorted(found, key=lambda difference: (difference.path, difference.status))
 
 
 def _find(tree: Tree, ino: Ino) -> InodeRecord | None:
