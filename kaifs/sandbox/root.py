@@ -50,8 +50,8 @@ _HIDDEN: Final = ("kcore", "keys", "key-users", "sched_debug", "sysrq-trigger", 
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """A file or folder of the host, shown at `target`."""
+class Shown:
+    """A file or folder of the host that is shown at `target`."""
 
     source: Path
     """Without symbolic links when it was looked at."""
@@ -74,18 +74,10 @@ class Root:
         self._policy = policy
         self._defences = defences
         self._shown = [
-            _Shown(source, source, writable=False, of_user=False, stage=STAGE / f"python{number}")
+            Shown(source, source, writable=False, of_user=False, stage=STAGE / f"python{number}")
             for number, source in enumerate(_python_folders())
         ]
-        for number, allowed in enumerate(policy.allowed_paths):
-            if allowed.path == AGENT:
-                continue  # the specification's default: it is always there
-            try:
-                source = allowed.path.resolve(strict=True)
-            except (OSError, RuntimeError) as error:
-                raise SnapshotIsolationError(f"allowed path {allowed.path}: {error}") from error
-            stage = STAGE / f"path{number}"
-            self._shown.append(_Shown(source, allowed.path, allowed.writable, True, stage))
+        self._shown += allowed_paths(policy, STAGE)
 
     @property
     def search_path(self) -> str:
@@ -102,12 +94,12 @@ class Root:
             shown_as: The uid and gid of the command, if they are not the caller's.
         """
         flags = MountFlag.NOSUID | MountFlag.NODEV
-        opened = [(shown, self._open(shown)) for shown in self._shown]
+        opened = [(shown, open_shown(shown, self._policy, self._defences)) for shown in self._shown]
         attach("kaifs-stage", STAGE, "tmpfs", flags, f"mode=0755,size={_STAGE_SIZE}")
         # After the stage covers /sys, nothing else is looked up on the host but below /etc.
         self._stage_etc(STAGE / "etc")
         for shown, fd in opened:
-            _stage_shown(shown, fd, shown_as)
+            stage_shown(shown, fd, shown_as)
         STAGED_AGENT.mkdir()
         mount_agent(STAGED_AGENT)
 
@@ -165,30 +157,6 @@ class Root:
     def _is_agent_read_only(self) -> bool:
         return self._policy.read_only and Defence.READ_ONLY_AGENT in self._defences
 
-    def _open(self, shown: _Shown) -> int:
-        # Looked at by descriptor, so that what is checked is what is shown.
-        fd = (
-            open_plainly(shown.source)
-            if Defence.PLAIN_PATHS in self._defences
-            else os.open(shown.source, os.O_PATH | os.O_CLOEXEC)
-        )
-        if shown.of_user:
-            self._check(shown, fd)
-        return fd
-
-    def _check(self, shown: _Shown, fd: int) -> None:
-        status = os.fstat(fd)
-        if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
-            raise SnapshotIsolationError(f"allowed path {shown.target}: no file or folder")
-        place = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        for folder in self._policy.forbidden:
-            forbidden = Path(os.path.abspath(folder))
-            names_meet = forbidden in (place, *place.parents) or place in forbidden.parents
-            if names_meet or _meet(place, forbidden):
-                raise SnapshotIsolationError(
-                    f"allowed path {shown.target}: {forbidden} must not be seen in a sandbox"
-                )
-
     def _stage_etc(self, etc: Path) -> None:
         etc.mkdir()
         for name, text in _etc_texts(self._policy).items():
@@ -205,7 +173,64 @@ class Root:
                 attach(str(source), etc / name, "", flags)
 
 
-def _stage_shown(shown: _Shown, fd: int, shown_as: tuple[int, int] | None) -> None:
+def allowed_paths(policy: Policy, stage: Path) -> list[Shown]:
+    """Return what the user lets be seen, each with a place of its own below *stage*.
+
+    Raises:
+        SnapshotIsolationError: One does not exist.
+    """
+    found = []
+    for number, allowed in enumerate(policy.allowed_paths):
+        if allowed.path == AGENT:
+            continue  # the specification's default: it is always there
+        try:
+            source = allowed.path.resolve(strict=True)
+        except (OSError, RuntimeError) as error:
+            raise SnapshotIsolationError(f"allowed path {allowed.path}: {error}") from error
+        place = stage / f"path{number}"
+        found.append(Shown(source, allowed.path, allowed.writable, True, place))
+    return found
+
+
+def open_shown(shown: Shown, policy: Policy, defences: frozenset[Defence]) -> int:
+    """Return a descriptor (O_PATH) of what is to be shown.
+
+    Raises:
+        SnapshotIsolationError: The user names something that must not be seen.
+    """
+    # Looked at by descriptor, so that what is checked is what is shown.
+    fd = (
+        open_plainly(shown.source)
+        if Defence.PLAIN_PATHS in defences
+        else os.open(shown.source, os.O_PATH | os.O_CLOEXEC)
+    )
+    if shown.of_user:
+        _check(shown, fd, policy)
+    return fd
+
+
+def _check(shown: Shown, fd: int, policy: Policy) -> None:
+    status = os.fstat(fd)
+    if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
+        raise SnapshotIsolationError(f"allowed path {shown.target}: no file or folder")
+    place = Path(os.readlink(f"/proc/self/fd/{fd}"))
+    for folder in policy.forbidden:
+        forbidden = Path(os.path.abspath(folder))
+        names_meet = forbidden in (place, *place.parents) or place in forbidden.parents
+        if names_meet or _meet(place, forbidden):
+            raise SnapshotIsolationError(
+                f"allowed path {shown.target}: {forbidden} must not be seen in a sandbox"
+            )
+
+
+def stage_shown(shown: Shown, fd: int, shown_as: tuple[int, int] | None) -> None:
+    """Show what *fd* stands for at its place on the stage, and close it.
+
+    Args:
+        shown: What it is.
+        fd: As `open_shown` gave it.
+        shown_as: As for `Root.stage`.
+    """
     status = os.fstat(fd)
     if stat.S_ISDIR(status.st_mode):
         shown.stage.mkdir()

@@ -136,11 +136,15 @@ class Running:
         self._outcome: Outcome | None = None
         self._timed_out = False
 
-    def wait(self) -> Outcome:
+    def wait(self, leash: int = -1) -> Outcome:
         """Carry the streams until the command has ended; kill it when its time is up.
 
         When this returns no process of the sandbox is left. An exception
         (KeyboardInterrupt) leaves it running.
+
+        Args:
+            leash: A descriptor; once there is something to read from it, or its other end is
+                closed, the sandbox is killed.
         """
         if self._outcome is not None:
             return self._outcome
@@ -148,9 +152,14 @@ class Running:
             poll = select.poll()
             poll.register(self._outer, select.POLLIN)
             self._streams.register(poll)
+            if leash >= 0:
+                poll.register(leash, select.POLLIN)
             events = dict(poll.poll(self._milliseconds_left()))
             if events.pop(self._outer, 0):
                 break
+            if events.pop(leash, 0):
+                leash = -1
+                self.kill()
             self._streams.handle(events)
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._timed_out, self._deadline = True, None
@@ -304,10 +313,10 @@ class _Start:
         self.is_bridged = policy.network == "bridge"
         uid, gid = os.geteuid(), os.getegid()
         # Root of a user namespace is somebody else outside, and may not become just anybody.
-        self.is_root = uid == 0 and _maps_everybody()
+        self.is_root = uid == 0 and maps_everybody()
         self.drops = self.is_root and Defence.DROPPED_USER in defences
         if self.drops:
-            uid = gid = _FIRST_ID + int.from_bytes(os.urandom(4)) % _ID_COUNT
+            uid = gid = nobody_s_id()
         self.owner = Owner(uid, gid)
 
     def begin(self, running: Running, agent_mount: AgentMount) -> None:
@@ -321,7 +330,7 @@ class _Start:
         networks = prohibited_networks() if self.is_bridged else []
         supervisor = os.getpid()
         try:
-            pid = _fork()
+            pid = fork()
             if pid == 0:
                 setup = _SetUp(self, supervisor, running.name, streams, limits, networks)
                 os.close(going)
@@ -412,7 +421,7 @@ class _SetUp:
     def _prepare(self, agent_mount: AgentMount, report: int, waiting: int) -> None:
         start = self.start
         die_with_parent(self.supervisor)
-        _forget_signals()
+        forget_signals()
         os.setsid()
         prefer_as_victim()
         kinds = Namespace.MOUNT
@@ -514,7 +523,8 @@ class _SetUp:
         return {**environment, **self.start.policy.environment}
 
 
-def _fork() -> int:
+def fork() -> int:
+    """Copy this process, also with threads in it; return 0 in the copy."""
     with warnings.catch_warnings():
         # Python 3.12 warns when there are threads: the copy has none of them, and whatever lock
         # one of them held stays locked. The set-up takes no lock of another module's.
@@ -522,7 +532,13 @@ def _fork() -> int:
         return os.fork()
 
 
-def _maps_everybody() -> bool:
+def nobody_s_id() -> int:
+    """Return a number of a user and group that nothing else on the machine belongs to."""
+    return _FIRST_ID + int.from_bytes(os.urandom(4)) % _ID_COUNT
+
+
+def maps_everybody() -> bool:
+    """Return whether every user of the machine has a number here: whether root is root."""
     first, outside, count = Path("/proc/self/uid_map").read_text().split()[:3]
     return (first, outside) == ("0", "0") and int(count) > _FIRST_ID + _ID_COUNT
 
@@ -564,7 +580,7 @@ def _memory_file(name: str, data: bytes) -> int:
     return fd
 
 
-def _forget_signals() -> None:
+def forget_signals() -> None:
     """Undo what the caller has set: what is ignored stays so over an exec."""
     for number in signal.valid_signals():
         if signal.getsignal(number) not in (signal.SIG_DFL, None):

@@ -134,6 +134,11 @@ def default_filter() -> bytes:
     Raises:
         SnapshotIsolationError: libseccomp is missing.
     """
+    return _compiled(default_rules())
+
+
+def default_rules() -> list[Rule]:
+    """Return what every sandbox refuses."""
     rules = [Rule(name) for name in _ALWAYS if system_call_number(name) is not None]
     # glibc falls back to clone, whose flags are an argument and not behind a pointer.
     rules.append(Rule("clone3", error=errno.ENOSYS))
@@ -149,7 +154,7 @@ def default_filter() -> bytes:
     ]
     rules += _socket_rules()
     rules += _personality_rules()
-    return _compiled(rules)
+    return rules
 
 
 def _socket_rules() -> list[Rule]:
@@ -181,6 +186,15 @@ def user_filter(names: Iterable[str]) -> bytes:
     Raises:
         SnapshotIsolationError: No system call has such a name.
     """
+    return _compiled(user_rules(names))
+
+
+def user_rules(names: Iterable[str]) -> list[Rule]:
+    """Return what refuses the calls *names*, with their equivalents, each rule once.
+
+    Raises:
+        SnapshotIsolationError: No system call has such a name.
+    """
     rules: list[Rule] = []
     for name in names:
         if system_call_number(name) is None:
@@ -194,7 +208,7 @@ def user_filter(names: Iterable[str]) -> bytes:
             rules += [Rule("fork"), Rule("vfork"), Rule("clone", process)]
         else:
             rules += [Rule(other) for other in known]
-    return _compiled(list(dict.fromkeys(rules)))
+    return list(dict.fromkeys(rules))
 
 
 def _compiled(rules: list[Rule]) -> bytes:
