@@ -44,7 +44,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["import", "bot"], ["list", "--nonsense"], ["diff", "a"]]
+    "arguments", [[], ["nonsense"], ["import", "bot"], ["list", "--nonsense"], ["diff"]]
 )
 def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
