@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kaifs.api.access import find_daemon
-from kaifs.base.errors import SnapshotIsolationError
+from kaifs.base.errors import DaemonError, SnapshotIsolationError
 from kaifs.service.suite_runner import Execution, Executor
 
 if TYPE_CHECKING:
@@ -74,9 +74,6 @@ def prepare(store: Path) -> Iterator[None]:
     Raises:
         KaifsError: as `kaifs.daemon.lifecycle.served`.
     """
-    if find_daemon(store) is not None:
-        yield
-        return
     from kaifs.daemon.lifecycle import served
 
     with served(store):
@@ -155,7 +152,7 @@ class _SandboxSession:
             ) as running:
                 # Not before: a process with threads had better not fork.
                 collector.begin()
-                outcome = running.wait()
+                outcome = running.wait(agent_mount.attachment.fileno())
         output = collector.output
         said, *reports = output.kept.split(f"\n{mark} ".encode())
         return Execution(
@@ -184,7 +181,7 @@ class _SandboxSession:
                 label=self.label,
             ) as running,
         ):
-            outcome = running.wait()
+            outcome = running.wait(agent_mount.attachment.fileno())
             if running.error is not None:
                 print(f"kaifs: {running.error}", file=sys.stderr)
             return outcome.exit_status
@@ -207,6 +204,8 @@ class _SandboxSession:
             yield _PrivateMount(attachment, read_only)
             # The next command gets the snapshot only when the daemon has it back.
             attachment.wait_end(DETACH_S)
+        except TimeoutError as error:
+            raise DaemonError(f"{params.reference} is not given back") from error
         finally:
             attachment.close()
 

@@ -6,7 +6,8 @@ progress comes back, and neither side can block the other by not listening.
 
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +18,13 @@ from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.info import DaemonInfo, read_info, socket_path
 from kaifs.control.messages import (
     ATTACH,
+    HOLD,
     PASSED,
     SHUTDOWN,
     AttachParams,
     Failure,
     FromDaemon,
+    HoldParams,
     MessageError,
     Request,
     Result,
@@ -81,17 +84,34 @@ def call(
     return _decoded(payload, VERBS[verb].result)
 
 
-def shutdown(store_path: Path, *, lazy: bool) -> ShutdownResult:
+def shutdown(store_path: Path, *, lazy: bool, held: bool = True) -> ShutdownResult:
     """Have the daemon of the store unmount, make everything durable, and end.
+
+    Args:
+        store_path: The store.
+        lazy: Even if processes use the mount.
+        held: Even if somebody holds it, as `hold` does.
 
     Raises:
         MountBusyError: Processes use the mount; nothing was changed.
         KaifsError: As `call`.
     """
     with _connect(store_path) as connection:
-        payload = _Exchange(connection).run(SHUTDOWN, ShutdownParams(lazy=lazy))
+        payload = _Exchange(connection).run(SHUTDOWN, ShutdownParams(lazy=lazy, held=held))
     result: ShutdownResult = _decoded(payload, ShutdownResult)
     return result
+
+
+@contextmanager
+def hold(store_path: Path) -> Iterator[None]:
+    """Keep a daemon that only serves sandboxes from ending with who started it.
+
+    Raises:
+        KaifsError: as `attach`.
+    """
+    with _connect(store_path) as connection:
+        _ask(connection, HOLD, HoldParams())
+        yield
 
 
 class Attachment:
@@ -107,6 +127,10 @@ class Attachment:
         """
         socket.send_fds(self._connection, [PASSED.pack(uid, gid)], [fd])
 
+    def fileno(self) -> int:
+        """Return what can be read from when the daemon ends the connection, or has died."""
+        return self._connection.fileno()
+
     def wait_end(self, timeout_s: float | None = None) -> bytes:
         """Wait until the daemon ends the connection and return what it said, for its log.
 
@@ -115,8 +139,10 @@ class Attachment:
         """
         self._connection.settimeout(timeout_s)
         said = b""
-        while received := self._connection.recv(_RECEIVE):
-            said += received
+        # It may have died without having read everything.
+        with suppress(ConnectionResetError):
+            while received := self._connection.recv(_RECEIVE):
+                said += received
         return said
 
     def close(self) -> None:
@@ -132,20 +158,27 @@ def attach(store_path: Path, params: AttachParams) -> Attachment:
     """
     connection = _connect(store_path)
     try:
-        _ask_for_descriptor(connection, params)
+        _ask(connection, ATTACH, params)
     except BaseException:
         connection.close()
         raise
     return Attachment(connection)
 
 
-def _ask_for_descriptor(connection: socket.socket, params: AttachParams) -> None:
+def _ask(connection: socket.socket, verb: str, params: msgspec.Struct) -> None:
+    """Send a request whose answer is `Want`, and return when that has come."""
     connection.setblocking(True)
-    connection.sendall(pack_frame(encode(Request(ATTACH, msgspec.Raw(encode(params))))))
     reader = FrameReader()
     bodies: list[bytes] = []
+    try:
+        connection.sendall(pack_frame(encode(Request(verb, msgspec.Raw(encode(params))))))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise DaemonError("it ended the conversation") from error
     while not bodies:
-        received = connection.recv(_RECEIVE)
+        try:
+            received = connection.recv(_RECEIVE)
+        except ConnectionResetError:
+            received = b""
         if not received:
             raise DaemonError("it ended the conversation")
         bodies += reader.feed(received)

@@ -60,6 +60,8 @@ class ShutdownParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     lazy: bool = False
     """Detach the mount even if processes use it."""
+    held: bool = True
+    """End also if somebody holds the daemon; otherwise it ends when nobody does any more."""
 
 
 class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -79,12 +81,18 @@ class AttachParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Bytes that changes of the snapshot may take; None: any number."""
 
 
+class HoldParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the daemon's own verb `hold` is told."""
+
+
 class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
     """The sandbox's mount is gone."""
 
 
 SHUTDOWN: Final = "shutdown"
-"""Unmount, commit, end. Like `attach` no verb of `kaifs.service.verbs`."""
+"""Unmount, commit, end. Like `attach` and `hold` no verb of `kaifs.service.verbs`."""
+HOLD: Final = "hold"
+"""Stay there: answered by `Want`, and held until the client closes the connection."""
 ATTACH: Final = "attach"
 """Serve a snapshot by a descriptor: sent as SCM_RIGHTS with a `Passed`, after the answer `Want`."""
 PASSED: Final = Struct("=II")

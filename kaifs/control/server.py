@@ -29,12 +29,14 @@ from kaifs.base.errors import AccessDeniedError, ArgumentValueError, KaifsError
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.messages import (
     ATTACH,
+    HOLD,
     PASSED,
     RESULT_PART,
     SHUTDOWN,
     AttachParams,
     AttachResult,
     FromDaemon,
+    HoldParams,
     MessageError,
     Request,
     Result,
@@ -99,6 +101,8 @@ class Services:
         Awaitable[AttachResult],
     ]
     """Serves a snapshot by a descriptor until the event is set or its mount is gone."""
+    hold: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
+    """Keeps the daemon as long as what it is given lasts, or until it ends all the same."""
 
 
 class _HungUpError(Exception):
@@ -203,11 +207,22 @@ class _Conversation:
         if request.verb == ATTACH:
             attach = decode_params(request.params, AttachParams)
             return await self._attach(attach, self._services.context(caller))
+        if request.verb == HOLD:
+            decode_params(request.params, HoldParams)
+            await self._services.hold(self._be_held)
+            raise _HungUpError
         verb = VERBS.get(request.verb)
         if verb is None:
             raise ArgumentValueError(f"no such verb: {request.verb[:80]!r}")
         params = decode_params(request.params, verb.params)
         return await self._run(verb, params, caller)
+
+    async def _be_held(self) -> None:
+        """Say that the daemon is held, and wait until the client goes away."""
+        with suppress(trio.BrokenResourceError):
+            await self._send(Want())
+            while await self._stream.receive_some(_RECEIVE):
+                pass
 
     async def _attach(self, params: AttachParams, context: Context) -> AttachResult:
         """Serve a snapshot until its mount is gone; a client that goes away ends it."""

@@ -8,6 +8,7 @@ unmount by whomever, a signal and the verb `shutdown` all end there.
 import logging
 import os
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,7 @@ from kaifs.meta.records import RootKind, RootState
 from kaifs.service.context import Caller, Context
 from kaifs.service.reference import resolve
 from kaifs.service.switching import finish_due_backups
+from kaifs.store.changes import Change, SnapshotRemoved
 from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
@@ -116,6 +118,8 @@ class _Daemon:
         self._barrier: Barrier | None = None
         self._entry: MountEntry | None = None
         self._failure: KaifsError | None = None
+        self._holders = 0
+        self._is_unwanted = False
 
     async def run(self) -> None:
         """Serve from the store's lock to its release."""
@@ -167,7 +171,7 @@ class _Daemon:
             self._drop_if_superseded,
             self._namespace.lent,
         )
-        self._store.on_change = self._invalidator.changed
+        self._store.on_change = self._changed
         listener = listen_at(socket_path(settings.store), SOCKET_MODE)
         if settings.mountpoint is not None:
             self._mount(settings.mountpoint)
@@ -178,6 +182,7 @@ class _Daemon:
             changing=self._changing,
             shutdown=self._shutdown_for,
             attach=self._attachments.serve,
+            hold=self._hold,
         )
         async with trio.open_nursery() as background:
             background.start_soon(self._watch_signals)
@@ -293,6 +298,11 @@ class _Daemon:
         mountpoint = self._settings.mountpoint if whole else None
         return Context(self._store, self._forest, caller, mountpoint)
 
+    def _changed(self, change: Change) -> None:
+        self._invalidator.changed(change)
+        if isinstance(change, SnapshotRemoved):
+            self._attachments.terminate_removed(self._store)
+
     async def _wait_barrier(self) -> None:
         if self._settings.options.read_only or self._unmounted.is_set():
             return
@@ -393,7 +403,27 @@ class _Daemon:
         async with trio.lowlevel.FdStream(self._settings.end_fd) as stream:
             while await stream.receive_some():
                 pass
-        await self._go_down()
+        self._is_unwanted = True
+        if self._holders == 0:
+            await self._go_down()
+
+    async def _hold(self, last: Callable[[], Awaitable[None]]) -> None:
+        """Stay there as long as *last* does, also if who wanted this daemon has ended."""
+        self._holders += 1
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def wait() -> None:
+                    await last()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(wait)
+                await self._unmounted.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._holders -= 1
+        if self._is_unwanted and self._holders == 0 and not self._unmounted.is_set():
+            await self._go_down()
 
     async def _go_down(self) -> None:
         """Take the mount down whoever uses it, having flushed what can be flushed."""
@@ -410,6 +440,9 @@ class _Daemon:
 
     async def _shutdown_for(self, caller: Caller, params: ShutdownParams) -> ShutdownResult:
         log.info("shutdown_asked", extra={"uid": caller.uid, "lazy": params.lazy})
+        if self._holders and not params.held:
+            await self._epochs.commit()
+            return ShutdownResult(ends=False)
         return await self._shutdown(lazy=params.lazy)
 
     async def _shutdown(self, *, lazy: bool) -> ShutdownResult:

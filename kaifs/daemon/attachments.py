@@ -9,19 +9,22 @@ a snapshot, the store's own mount shows it read-only and keeps nothing of it.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
 
-from kaifs.base.errors import SnapshotIsolationError
+from kaifs.base.errors import SnapshotIsolationError, SnapshotNotFoundError
 from kaifs.base.types import RootId
 from kaifs.control.messages import AttachParams, AttachResult
 from kaifs.control.server import Passed
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.kernel_transport import Features, KernelConnection
+from kaifs.meta.records import RootState
 from kaifs.service.context import Context
 from kaifs.service.reference import resolve_snapshot
+from kaifs.store.store import Store
 from kaifs.views.attributes import Caller
 from kaifs.views.namespace import MountScope, Namespace, Squash
 
@@ -80,6 +83,9 @@ class Attachments:
         try:
             self.withdraw(root)
             passed = await receive()
+            if context.store.root(root).state is RootState.SUPERSEDED:
+                os.close(passed.fd)
+                raise SnapshotNotFoundError(where)
             namespace = Namespace(
                 context.forest,
                 _NoActions(),
@@ -114,6 +120,12 @@ class Attachments:
     def is_empty(self) -> bool:
         """Whether no sandbox has anything."""
         return not self.lent
+
+    def terminate_removed(self, store: Store) -> None:
+        """End the connections of snapshots that are gone: who supervises a sandbox then kills it."""
+        for root, connection in self._connections.items():
+            if store.root(root).state is RootState.SUPERSEDED:
+                connection.terminate()
 
     def terminate(self) -> None:
         """End every connection: what runs in the sandboxes gets ENOTCONN from now on."""

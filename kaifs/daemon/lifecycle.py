@@ -6,6 +6,7 @@ mountpoint is cleared by either.
 """
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 
 from kaifs.base.errors import (
     DaemonError,
+    KaifsError,
     MountBusyError,
     MountFailedError,
     MountpointError,
@@ -25,9 +27,9 @@ from kaifs.base.errors import (
     StoreBusyError,
     StoreNotFoundError,
 )
-from kaifs.control.client import find_daemon, shutdown
+from kaifs.control.client import find_daemon, hold, shutdown
 from kaifs.control.frames import FRAME_MAX
-from kaifs.control.info import DaemonInfo, read_info
+from kaifs.control.info import DaemonInfo, read_info, run_folder
 from kaifs.control.messages import Failure, MessageError, decode_from_daemon, error_of
 from kaifs.daemon.options import parse_options
 from kaifs.linux.files import lock_owner
@@ -47,6 +49,8 @@ from kaifs.store.store import LOCK_NAME
 from kaifs.store.superblock import read_superblock
 
 FSTYPE: Final = "fuse.kaifs"
+START_LOCK_NAME: Final = "start.lock"
+"""In the run folder: held by who starts a daemon for sandboxes."""
 PROBE_TIMEOUT_S: Final = 10.0
 """Seconds without an answer after which a server counts as hung."""
 END_TIMEOUT_S: Final = 60.0
@@ -114,38 +118,67 @@ def mount(
 
 @contextlib.contextmanager
 def served(store: Path) -> Iterator[None]:
-    """Have a daemon serve *store* as long as this lasts: the one that does, or one for this alone.
+    """Have a daemon serve *store* as long as this lasts: the one that does, or one for the purpose.
 
-    The one for this alone mounts nothing, and ends with this process, whatever
-    way that ends.
+    The one for the purpose mounts nothing. It ends with the last process that
+    is in here, whatever way that ends.
 
     Raises:
         StoreNotFoundError: There is no such store.
         StoreBusyError: Another process has the store.
         MountFailedError: The system refuses.
     """
-    if find_daemon(store) is not None:
-        yield
-        return
     try:
         store = store.resolve(strict=True)
     except OSError as error:
         raise StoreNotFoundError(str(store)) from error
     read_superblock(store)
-    ours, theirs = os.pipe()
+    with contextlib.ExitStack() as kept:
+        while not _join(store, kept):
+            pass
+        yield
+
+
+def _join(store: Path, kept: contextlib.ExitStack) -> bool:
+    """Enter into *kept* what lets a daemon be there; return whether there is one."""
+    run_folder(store).mkdir(mode=0o700, exist_ok=True)
+    # Two who start one at once: the second waits, and finds that of the first.
+    with open(run_folder(store) / START_LOCK_NAME, "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        info = find_daemon(store)
+        if info is None:
+            _start_for_sandboxes(store, kept)
+            return True
+    if info.mounts:
+        return True
     try:
-        try:
-            process = _start(store, None, "", ["--end-fd", str(ours)], ours)
-        finally:
-            os.close(ours)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(DaemonError):
-                shutdown(store, lazy=True)
+        kept.enter_context(hold(store))
+    except DaemonError:
+        # It has ended meanwhile.
+        wait_end(info.process, END_TIMEOUT_S)
+        return False
+    return True
+
+
+def _start_for_sandboxes(store: Path, kept: contextlib.ExitStack) -> None:
+    ours, theirs = os.pipe()
+    kept.callback(os.close, theirs)
+    try:
+        process = _start(store, None, "", ["--end-fd", str(ours)], ours)
     finally:
-        os.close(theirs)
-    process.wait(END_TIMEOUT_S)
+        os.close(ours)
+    kept.callback(_release, store, process)
+
+
+def _release(store: Path, process: "subprocess.Popen[bytes]") -> None:
+    """Let a daemon go: it ends, unless others hold it."""
+    try:
+        ends = shutdown(store, lazy=True, held=False).ends
+    except KaifsError:
+        # It died, or is on its way down already.
+        ends = True
+    if ends:
+        process.wait(END_TIMEOUT_S)
 
 
 def umount(
@@ -220,7 +253,9 @@ def _check_unserved(store: Path) -> None:
     if info is not None and lock_owner(store / LOCK_NAME) is not None:
         places = ", ".join(mount.mountpoint for mount in info.mounts)
         raise StoreBusyError(
-            f"{store}: process {info.pid} serves it on {places}", mountpoint=places, pid=info.pid
+            f"{store}: process {info.pid} serves it {f'on {places}' if places else 'for sandboxes'}",
+            mountpoint=places,
+            pid=info.pid,
         )
 
 

@@ -85,6 +85,11 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         os.close(passed.fd)
         return AttachResult()
 
+    async def hold(last: Callable[[], Awaitable[None]]) -> None:
+        found.done.append("held")
+        await last()
+        found.done.append("let go")
+
     services = Services(
         context=lambda caller: Context(store, forest, caller),
         barrier=barrier,
@@ -92,6 +97,7 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         changing=trio.Lock(),
         shutdown=shutdown,
         attach=attach,
+        hold=hold,
     )
     run_folder(store.path).mkdir(exist_ok=True)
     closing = trio.Event()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -332,3 +333,60 @@ def test_a_daemon_for_one_process_ends_when_that_is_killed(site: Site) -> None:
         process.kill()
 
     Store.open(site.store, wait_s=20).close()
+
+
+def test_a_daemon_for_one_process_stays_for_another_that_uses_it(
+    site: Site, tmp_path: Path
+) -> None:
+    """It ends with the last, not with the one who started it; no sandbox loses its files."""
+    site.mount()
+    (site.mountpoint / "agent").mkdir()
+    site.umount()
+
+    with ExitStack() as second:
+        with served(site.store):
+            info = find_daemon(site.store)
+            second.enter_context(served(site.store))
+            call(site.store, "snapshot", SnapshotParams(reference="agent", name="snap"))
+            inside = Inside(site, tmp_path)
+        assert find_daemon(site.store) == info
+        assert inside.ask("open('new', 'w').write('n')") == "1"
+        inside.end()
+
+    Store.open(site.store, wait_s=20).close()
+
+
+def test_two_who_need_a_daemon_at_once_share_one(site: Site) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SERVED, str(site.store)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        for _ in range(3)
+    ]
+
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"served\n"
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+
+    assert find_daemon(site.store) is None
+
+
+def test_discarding_a_snapshot_ends_the_connection_of_a_sandbox(site: Site, tmp_path: Path) -> None:
+    site.mount()
+    (site.mountpoint / "agent").mkdir()
+    call(site.store, "snapshot", SnapshotParams(reference="agent", name="snap"))
+    inside = Inside(site, tmp_path)
+    assert inside.ask("open('new', 'w').write('n')") == "1"
+
+    os.rmdir(site.mountpoint / "agent" / "@snapshots" / "snap")
+
+    assert inside.ask("attachment.wait_end(10) is not None") == "True"
+    assert inside.ask("os.listdir('.')") == f"errno {errno.ENOTCONN}"
+    inside.end()
+    site.umount()
