@@ -51,6 +51,20 @@ class Grove:
         self._begin()
         self.store.add_agent(AGENT, 0, 0, self.forest.new_tree(0o755, 0, 0).root)
 
+    @classmethod
+    def opened(
+        cls, path: Path, options: StoreOptions | None = None, device: Device | None = None
+    ) -> Grove:
+        """Open a grove that was made before."""
+        grove = cls.__new__(cls)
+        grove.path = path
+        grove.options = options or StoreOptions()
+        grove.clock = ManualClock(2_000_000_000)
+        grove.store = Store.open(path, clock=grove.clock, options=grove.options, device=device)
+        grove._begin()
+        grove.forest.recover()
+        return grove
+
     def _begin(self) -> None:
         self.forest = Forest(self.store)
         self.manifests = Manifests()
