@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kaifs.api.access import find_daemon
-from kaifs.base.errors import DaemonError, SnapshotIsolationError
+from kaifs.base.errors import DaemonError
 from kaifs.service.suite_runner import Execution, Executor
 
 if TYPE_CHECKING:
     from kaifs.control.client import Attachment
+    from kaifs.sandbox.container.run import Running as RunningContainer
     from kaifs.sandbox.policy import Policy
-    from kaifs.sandbox.run import Owner
+    from kaifs.sandbox.run import Owner, Running
     from kaifs.service.isolation import IsolatedSnapshot
 
 REPORT_FOLDER: Final = "/tmp/kaifs-reports"  # noqa: S108 - in the sandbox, whose /tmp is its own
@@ -93,10 +94,8 @@ def open_session(store: Path, snapshot: IsolatedSnapshot) -> Iterator[Session]:
     from kaifs.sandbox.janitor import clean
     from kaifs.store.superblock import read_superblock
 
-    if snapshot.isolation.container:
-        raise SnapshotIsolationError(f"{snapshot.id}: containers cannot be run yet")
     label = read_superblock(store).uuid.hex()
-    clean(label)
+    clean(label, containers=snapshot.isolation.container)
     daemon = find_daemon(store)
     mounted = [Path(mount.mountpoint) for mount in daemon.mounts] if daemon is not None else []
     yield _SandboxSession(store, snapshot, label, (store.resolve(), *mounted))
@@ -137,8 +136,6 @@ class _SandboxSession:
         self, command: str | tuple[str, ...], env: Mapping[str, str], timeout_s: float
     ) -> Execution:
         """Run *command* to its end and keep what it writes."""
-        from kaifs.sandbox.run import start
-
         words = ("/bin/sh", "-c", command) if isinstance(command, str) else command
         mark = f"kaifs-report-{secrets.token_hex(16)}"
         argv = ["/bin/sh", "-c", _WRAPPER, "sh", mark, *words]
@@ -147,9 +144,7 @@ class _SandboxSession:
         collector = _Collector()
         with collector, self._attached() as agent_mount:
             out = collector.writing
-            with start(
-                policy, argv, agent_mount, stdout=out, stderr=out, label=self.label
-            ) as running:
+            with self._start(policy, argv, agent_mount, (None, out, out)) as running:
                 # Not before: a process with threads had better not fork.
                 collector.begin()
                 outcome = running.wait(agent_mount.attachment.fileno())
@@ -167,24 +162,49 @@ class _SandboxSession:
 
     def run_foreground(self, command: Sequence[str]) -> int:
         """Run a command on our own streams."""
-        from kaifs.sandbox.run import start
-
         with (
             self._attached() as agent_mount,
-            start(
-                self._policy({}, None),
-                list(command),
-                agent_mount,
-                stdin=0,
-                stdout=1,
-                stderr=2,
-                label=self.label,
-            ) as running,
+            self._start(self._policy({}, None), list(command), agent_mount, (0, 1, 2)) as running,
         ):
             outcome = running.wait(agent_mount.attachment.fileno())
             if running.error is not None:
                 print(f"kaifs: {running.error}", file=sys.stderr)
             return outcome.exit_status
+
+    def _start(
+        self,
+        policy: Policy,
+        argv: list[str],
+        agent_mount: _PrivateMount,
+        streams: tuple[int | None, int | None, int | None],
+    ) -> Running | RunningContainer:
+        """Start *argv* in what the snapshot asks for: a sandbox, or a container."""
+        stdin, stdout, stderr = streams
+        if (image := self.snapshot.isolation.image) is not None:
+            from kaifs.sandbox.container.run import start as start_container
+
+            return start_container(
+                policy,
+                argv,
+                agent_mount,
+                image=image,
+                snapshot=f"{self.snapshot.agent_id}/@snapshots/{self.snapshot.id}",
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                label=self.label,
+            )
+        from kaifs.sandbox.run import start
+
+        return start(
+            policy,
+            argv,
+            agent_mount,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            label=self.label,
+        )
 
     @contextmanager
     def _attached(self) -> Iterator[_PrivateMount]:

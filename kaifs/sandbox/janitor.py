@@ -2,7 +2,7 @@
 
 Mostly there is nothing: mounts end with their namespace, the network with its
 process, and processes with the thread that started them. What can be left are
-control groups, and processes if the supervisor died within the few
+control groups, containers, and processes if the supervisor died within the few
 instructions before they are bound to it.
 """
 
@@ -15,6 +15,12 @@ from typing import Final
 
 from kaifs.linux.cgroups import find_groups, remove_folder
 from kaifs.linux.processes import ProcessId, identify, is_running, send_signal, wait_end
+from kaifs.sandbox.container.leftovers import (
+    abandoned_stages,
+    find_abandoned,
+    remove_container,
+    remove_stage,
+)
 from kaifs.sandbox.names import VARIABLE, SandboxName, parse_name
 
 _END_S: Final = 5.0
@@ -60,13 +66,18 @@ def find_group_folders(label: str) -> list[tuple[SandboxName, Path]]:
     return [(name, folder) for folder in folders if (name := parse_name(folder.name)) is not None]
 
 
-def clean(label: str) -> list[Leftover]:
+def clean(label: str, *, containers: bool = True) -> list[Leftover]:
     """Remove everything that sandboxes of *label* left behind; return what there was.
 
     Sandboxes whose supervisor lives are left alone, in this process as in any
     other of this pid namespace.
+
+    Args:
+        label: As `kaifs.sandbox.run.start` takes it.
+        containers: Whether to ask the container runtimes too. That takes longer (0.1 s) than
+            to start a sandbox.
     """
-    found = []
+    found = _clean_containers(label) if containers else []
     processes = find_processes(label)
     for _, process in processes:
         with suppress(PermissionError):
@@ -81,6 +92,17 @@ def clean(label: str) -> list[Leftover]:
             found.append(Leftover(str(name), f"control group {folder}", is_removed=False))
         else:
             found.append(Leftover(str(name), f"control group {folder}", is_removed=True))
+    return found
+
+
+def _clean_containers(label: str) -> list[Leftover]:
+    found = []
+    for runtime, name in find_abandoned(label):
+        gone = remove_container(runtime, str(name))
+        found.append(Leftover(str(name), f"container of {runtime.name}", gone))
+    for name in abandoned_stages(label):
+        remove_stage(str(name))
+        found.append(Leftover(str(name), "stage of a container", is_removed=True))
     return found
 
 
