@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -190,14 +190,3 @@ class Database:
     def engine_version(self) -> str:
         """Return the version of the LMDB engine, such as `0.9.36`."""
         return ".".join(map(str, self._env.lib_version()))
-
-    def damaged_keys(self, table: Table) -> Iterator[bytes]:
-        """Yield the keys of *table* whose record has a wrong checksum, in order."""
-        start = b""
-        while keys := self.scan(table, start, 1000):
-            for key in keys:
-                try:
-                    self.get(table, key)
-                except StoreDamagedError:
-                    yield key
-            start = keys[-1] + b"\x00"

@@ -271,11 +271,8 @@ class BTree:
     def _drop_idle_tops(self) -> None:
         nodes, root = self._nodes, self._root
         top = nodes.get(root.top)
-        while isinstance(top, Branch) and len(top.children) <= 1:
-            if top.children:
-                root.top = top.children[0]
-            else:
-                root.top = nodes.new_leaf(root.generation, [], []).node_id
+        while isinstance(top, Branch) and len(top.children) == 1:
+            root.top = top.children[0]
             if top.generation == root.generation:
                 nodes.drop(top)
             top = nodes.get(root.top)

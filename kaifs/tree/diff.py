@@ -48,8 +48,7 @@ def directories_to_render(old: Tree, new: Tree, changed: dict[Ino, set[int]]) ->
     for ino, kinds in changed.items():
         if keys.DENTRY in kinds:
             found.add(ino)
-        if keys.INODE in kinds or keys.EXTENT in kinds:
-            found.update(parent for tree in (old, new) for parent, _ in tree.links(ino))
+        found.update(parent for tree in (old, new) for parent, _ in tree.links(ino))
     return found
 
 

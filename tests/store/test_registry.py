@@ -158,6 +158,13 @@ def test_a_new_label_must_be_one_and_differ_in_more_than_build_metadata(grove: G
             check(grove.agent, taken)
 
 
+def test_a_release_may_follow_its_pre_release(grove: Grove) -> None:
+    grove.seal("1.0.0-rc.1")
+
+    grove.store.check_new_label(grove.agent, "1.0.0")
+    grove.store.check_new_label(grove.agent, "1.0.0-rc.10")
+
+
 def test_a_removed_version_stays_readable_until_the_next_start(grove: Grove) -> None:
     grove.put(b"f", b"kept")
     root = grove.seal("1.0.0").tree.root.root_id

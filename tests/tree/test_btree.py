@@ -213,3 +213,59 @@ def test_two_empty_trees_do_not_differ(store: Store) -> None:
     roots = [store.new_root(), store.new_root()]
 
     assert list(differing(store.nodes, roots[0].top, roots[1].top)) == []
+
+
+def test_a_tree_whose_top_became_idle_shares_the_rest_with_its_clone(store: Store) -> None:
+    """The top of one tree is then below the top of the other."""
+    root = store.new_root()
+    tree = BTree(store.nodes, root)
+    keys = [number.to_bytes(4, "big") for number in range(200)]
+    for key in keys:
+        tree.put(key, b"")
+    top = store.nodes.get(root.top)
+    assert isinstance(top, Branch)
+    bound = top.keys[1]
+    clone = store.clone_root(root)
+
+    for key in keys:
+        if key >= bound:
+            tree.delete(key)
+
+    assert root.top == top.children[0]
+    expected = [(key, b"", None) for key in keys if key >= bound]
+    assert list(differing(store.nodes, clone.top, root.top)) == expected
+
+
+def test_idle_tops_are_left_to_the_clone_that_shares_them(store: Store) -> None:
+    """A branch with one child may stand below another; when it becomes the top it goes."""
+    root = store.new_root()
+    nodes = store.nodes
+    left = nodes.new_leaf(root.generation, [b"a"], [b""])
+    right = nodes.new_leaf(root.generation, [b"m"], [b""])
+    low, high = (
+        nodes.new_branch(root.generation, [leaf.keys[0]], [leaf.node_id]) for leaf in (left, right)
+    )
+    root.top = nodes.new_branch(root.generation, [b"a", b"m"], [low.node_id, high.node_id]).node_id
+    clone = store.clone_root(root)
+
+    BTree(nodes, root).delete(b"a")
+
+    assert root.top == right.node_id
+    assert list(BTree(nodes, root).scan(b"", END)) == [(b"m", b"")]
+    assert list(BTree(nodes, clone).scan(b"", END)) == [(b"a", b""), (b"m", b"")]
+
+
+def test_the_key_below_one_that_is_gone_may_be_in_another_branch(store: Store) -> None:
+    root = store.new_root()
+    tree = BTree(store.nodes, root)
+    for number in range(20_000):
+        tree.put(number.to_bytes(4, "big"), b"%d" % number)
+    top = store.nodes.get(root.top)
+    assert isinstance(top, Branch)
+    bound = top.keys[1]
+    assert isinstance(store.nodes.get(top.children[1]), Branch)
+
+    tree.delete(bound)
+
+    before = int.from_bytes(bound, "big") - 1
+    assert tree.floor(bound) == (before.to_bytes(4, "big"), b"%d" % before)

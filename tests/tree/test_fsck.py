@@ -694,7 +694,7 @@ def test_a_tree_may_change_while_it_is_checked(
         count = 0
         for findings in checking(grove):
             count += 1
-            grove.put(b"d%d/g%d" % (count % 9, count), b"%d" % count * 300)
+            grove.put(b"d%d/g%d" % (count % 9, count), b"%d " % count * 900)
             if count % 5 == 0:
                 grove.snapshot(f"s{count}")
             if count % 7 == 0:
@@ -746,3 +746,15 @@ def test_a_root_may_go_while_others_are_checked(
             break
     else:
         pytest.fail("the check takes more steps than were tried")
+
+
+def test_a_head_whose_backup_is_due_is_healthy(grove: Grove) -> None:
+    """It has the slot of the new head, and nothing shows it."""
+    grove.seal("1.0.0")
+    grove.put(b"f", b"uncommitted")
+    old = grove.agent.head
+    clone = grove.forest.clone(grove.version("1.0.0"))
+    agent = grove.store.switch_head(grove.agent, clone.root, "1.0.0")
+    grove.store.put_agent(replace(agent, superseded=old))
+
+    grove.check()
