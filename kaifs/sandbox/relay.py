@@ -60,6 +60,7 @@ class Streams:
         try:
             for number, fd in enumerate(given):
                 self.inside.append(None if fd is None else self._take(number, fd, relay))
+            self._decide_who_ends_lines()
         except BaseException:
             self.close()
             raise
@@ -77,27 +78,29 @@ class Streams:
             self._close(fd)
         self.inside = [None, None, None]
 
-    def begin(self) -> None:
-        """Put the user's terminal, if it is read, into raw mode.
+    def _decide_who_ends_lines(self) -> None:
+        """Leave the end of lines to the user's terminal if that is not put into raw mode.
 
-        A process in the background must not: it would be stopped. It does not
-        read the terminal then.
+        A process in the background must not do that: it would be stopped. It does
+        not read the terminal then. Before the command can write: a pseudoterminal
+        changes what is written when it is written.
         """
-        if self._outer < 0:
-            return
         inputs = [flow for flow in self._flows if flow.source == self._outer]
-        if inputs and not _is_in_background(self._outer):
-            with contextlib.suppress(termios.error):  # it has gone
-                self._settings = termios.tcgetattr(self._outer)
-                tty.setraw(self._outer, termios.TCSADRAIN)
+        if self._outer < 0 or (inputs and not _is_in_background(self._outer)):
             return
         for flow in inputs:
             self._flows.remove(flow)
-        # The user's terminal, not raw, ends the lines itself.
         with contextlib.suppress(termios.error):
             settings = termios.tcgetattr(self._master)
             settings[1] &= ~termios.OPOST
             termios.tcsetattr(self._master, termios.TCSANOW, settings)
+
+    def begin(self) -> None:
+        """Put the user's terminal, if it is read, into raw mode."""
+        if any(flow.source == self._outer for flow in self._flows):
+            with contextlib.suppress(termios.error):  # it has gone
+                self._settings = termios.tcgetattr(self._outer)
+                tty.setraw(self._outer, termios.TCSADRAIN)
 
     def register(self, poll: select.poll) -> None:
         """Tell *poll*, a new one, what to wait for."""
