@@ -17,6 +17,7 @@ from kaifs.base.errors import (
 )
 from kaifs.base.types import MAX_ROOT_ID, MAX_SLOT, TOP_INO, RootId
 from kaifs.meta.records import RootKind, RootState
+from kaifs.store import registry
 from kaifs.store.changes import (
     AgentAdded,
     AgentRemoved,
@@ -426,3 +427,42 @@ def test_roots_on_disk_and_roots_in_memory_are_listed_once(grove: Grove) -> None
     assert len(grove.store.root_ids()) == 4
     assert grove.store.has_root(grove.agent.head)
     grove.store.drop_root(new.root_id)
+
+
+# --- test results of snapshots ---------------------------------------------------------------
+
+
+def test_the_output_of_tests_is_kept_until_the_snapshot_goes(grove: Grove) -> None:
+    root_id = grove.snapshot("s").root.root_id
+    assert grove.store.find_output(root_id) is None
+
+    grove.store.put_output(root_id, b"1 failed\n" * 1000)
+    grove.store.put_output(root_id, b"1 passed\n" * 1000)
+    grove.reopen()
+
+    assert grove.store.find_output(root_id) == b"1 passed\n" * 1000
+    grove.store.remove_snapshot(grove.agent.agent_id, "s")
+    assert grove.store.find_output(root_id) is None
+
+
+def test_a_snapshot_that_was_tested_when_its_process_died_has_an_error(grove: Grove) -> None:
+    root = grove.snapshot("s").root
+    grove.store.put_snapshot(
+        replace(grove.store.get_snapshot(grove.agent, "s"), status=registry.TESTING)
+    )
+
+    grove.store.recover_snapshot(root)
+    grove.store.recover_snapshot(grove.current.root)
+
+    assert grove.store.get_snapshot(grove.agent, "s").status == registry.TEST_ERROR
+
+
+def test_a_snapshot_whose_commit_was_all_but_done_goes(grove: Grove) -> None:
+    root = grove.snapshot("s").root
+    snapshot = grove.store.get_snapshot(grove.agent, "s")
+    grove.store.put_snapshot(replace(snapshot, committed="1.0.0"))
+
+    grove.store.recover_snapshot(root)
+
+    assert grove.store.snapshots(grove.agent.agent_id) == []
+    grove.store.recover_snapshot(root)

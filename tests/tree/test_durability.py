@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import shutil
@@ -263,6 +264,87 @@ def test_a_commit_that_fails_is_made_again_with_all_that_was_in_it(tmp_path: Pat
     assert files_of(grove) == {b"f": b"x" * 5000, b"g": b"y" * 5000}
     grove.check()
     grove.store.close()
+
+
+def test_an_epoch_whose_blocks_cannot_be_synced_is_not_named_by_the_index(tmp_path: Path) -> None:
+    """Blocks first, then the transaction that names them (I4)."""
+    path = tmp_path / "store"
+    Grove(path).store.close()
+    device = FailingDevice(path / SEGMENT_FOLDER)
+    grove = Grove.opened(path, device=device)
+    grove.put(b"f", b"x" * 5000)
+    epoch = grove.store.epoch
+    device.failures = 1
+
+    with pytest.raises(StoreIOError):
+        grove.store.commit()
+    grove.store.close(commit=False)
+
+    grove = Grove.opened(path)
+    assert grove.store.epoch == epoch
+    assert files_of(grove) == {}
+    grove.check()
+    grove.store.close()
+
+
+class LossyDevice(FileDevice):
+    """A disk that keeps, when the power fails, nothing but what was synced."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.kept = {name: self.size(name) for name in self.names()}
+
+    def sync(self, name: str) -> None:
+        super().sync(name)
+        self.kept[name] = self.size(name)
+
+    def truncate(self, name: str, size: int) -> None:
+        super().truncate(name, size)
+        self.kept[name] = min(self.kept.get(name, 0), size)
+
+    def remove(self, name: str) -> None:
+        super().remove(name)
+        self.kept.pop(name, None)
+
+    def fail_power(self) -> None:
+        for name in self.names():
+            if name in self.kept:
+                super().truncate(name, self.kept[name])
+            else:
+                super().remove(name)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_after_a_power_failure_the_last_commit_is_there(tmp_path: Path, seed: int) -> None:
+    """Whether the power fails before the commit, between its two steps, or after it."""
+    path = tmp_path / "store"
+    Grove(path, OPTIONS).store.close()
+    noise = random.Random(seed)
+    load = Load(seed)
+    for _ in range(6):
+        device = LossyDevice(path / SEGMENT_FOLDER)
+        grove = Grove.opened(path, OPTIONS, device)
+        assert files_of(grove) == load.files
+        check_versions(grove)
+        grove.check()
+        for _ in range(noise.randrange(1, 5)):
+            load.go_on(grove)
+            grove.store.commit()
+        kept, epoch = copy.deepcopy(load), grove.store.epoch
+        load.go_on(grove)
+        moment = noise.randrange(3)
+        if grove.store.epoch > epoch or moment == 2:
+            kept = load  # gc has committed it
+        commit = grove.store.prepare_commit()
+        if moment == 1:
+            grove.store.segments.sync(commit.segments)
+        elif moment == 2:
+            grove.store.write_commit(commit)
+        # Some of what was not synced may be on the disk all the same.
+        if noise.random() < 0.7:
+            device.fail_power()
+        grove.store.close(commit=False)
+        load = kept
 
 
 def test_segments_that_gc_emptied_are_deleted_after_a_commit_that_failed_first(

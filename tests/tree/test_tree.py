@@ -742,3 +742,26 @@ def test_a_tree_that_is_sealed_or_superseded_changes_in_no_way(
     assert listing(tree) == before
     assert tree.root.top == top
     grove.store.set_root_state(tree.root, RootState.WRITABLE)
+
+
+# --- what a tree takes -----------------------------------------------------------------------
+
+
+def test_a_clone_takes_what_was_changed_in_it_and_gives_it_back(grove: Grove) -> None:
+    """The measure of a quota: what is shared with the source is free, deleting it gives nothing."""
+    shared = grove.put(b"shared", b"x" * 5000)
+    tree = grove.snapshot("s")
+    assert tree.root.own == 0
+    assert tree.own_size(shared, 0, 5000) == 0
+
+    tree.write(shared, 1000, b"y" * 1000, grove.now_ns)
+    own = grove.put(b"own", b"z" * 3000, tree)
+    taken = tree.root.own
+
+    assert tree.own_size(shared, 500, 1600) == 600
+    assert tree.own_size(own, 0, 5000) == 3000
+    assert taken >= 4000
+    tree.reap(tree.unlink(TOP_INO, b"own", grove.now_ns))
+    assert tree.root.own <= taken - 3000
+    tree.reap(tree.unlink(TOP_INO, b"shared", grove.now_ns))
+    assert tree.root.own <= taken - 4000
