@@ -78,6 +78,8 @@ class Keeper:
         """Do everything, and exit. In the copy only."""
         try:
             forget_signals()
+            # Who reads the report may have gone; all the more is there to be done.
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
             os.setsid()
             self._keep(agent_mount, streams)
         except (KaifsError, RuntimeFailedError) as error:
@@ -217,6 +219,7 @@ class Keeper:
         self, keeper: int, inside: list[int | None], terminal: int | None
     ) -> NoReturn:
         die_with_parent(keeper)
+        forget_signals()
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         # Above the standard ones, so that none is overwritten before it is used.
@@ -235,7 +238,11 @@ class Keeper:
         os.execve(self.runtime.path, [*command, creation.name], environment)  # noqa: S606 - on purpose
 
     def _tell_end(self, name: str, oom_killed: bool) -> None:
-        state = self.runtime.inspect(name, name)["State"]
+        try:
+            state = self.runtime.inspect(name, name)["State"]
+        except RuntimeFailedError:
+            # Somebody else has removed it, which killed it: `stop_containers`, or an administrator.
+            state = {"Status": "exited", "ExitCode": 128 + signal.SIGKILL, "OOMKilled": False}
         if state["Status"] not in ("exited", "stopped"):
             reason = state.get("Error") or f"the container is {state['Status']}"
             raise SnapshotIsolationError(reason)
