@@ -59,6 +59,10 @@ ENDED: Final = b"X"
 _PRIVATE_STAGE: Final = Path("/sys/fs/fuse")
 """Covered in the keeper's mount namespace alone: it is wherever FUSE is, and no runtime needs it."""
 _STAGE_SIZE: Final = 4 << 20
+_CLIENT_END_S: Final = 10.0
+"""Seconds after the end of a container's first process within which its last output is out."""
+_KILLS: Final = 20
+_KILL_PAUSE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,19 +205,28 @@ class Keeper:
         ready = {fd for fd, _ in poll.poll()}
         # The runtime removes the group some tens of milliseconds after the first process's end.
         oom_killed = group is not None and oom_kills(group) > 0
-        if not ready & {client, init}:
-            # What it wrote until now comes out still.
-            with contextlib.suppress(RuntimeFailedError):
-                self.runtime.call(["kill", "--signal", "KILL", self.creation.name])
-        elif client not in ready:
+        if init >= 0:
             poll.unregister(init)
-            if client not in {fd for fd, _ in poll.poll()}:
-                os.kill(pid, signal.SIGKILL)
+        poll.unregister(self.lifeline)
+        if not ready & {client, init} or not poll.poll(_CLIENT_END_S * 1000):
+            self._kill(poll)
+        # If it lives still, what it looks after ends with the removal.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         for fd in (client, init):
             if fd >= 0:
                 os.close(fd)
         return oom_killed
+
+    def _kill(self, ended: select.poll) -> None:
+        """Kill the container until *ended* tells; what it wrote until then comes out still."""
+        for _ in range(_KILLS):
+            # Refused as long as the start is not done.
+            with contextlib.suppress(RuntimeFailedError):
+                self.runtime.call(["kill", "--signal", "KILL", self.creation.name])
+            if ended.poll(_KILL_PAUSE_S * 1000):
+                return
 
     def _become_client(
         self, keeper: int, inside: list[int | None], terminal: int | None
