@@ -185,13 +185,14 @@ def test_growing_keys_leave_full_nodes_behind(store: Store) -> None:
 def test_a_tree_that_shrinks_gives_its_nodes_back(store: Store) -> None:
     root = store.new_root()
     tree = BTree(store.nodes, root)
-    for number in range(20_000):
-        tree.put(number.to_bytes(4, "big"), b"")
+    keys = [number.to_bytes(4, "big") + b"k" * (number % 7) for number in range(20_000)]
+    for key in keys:
+        tree.put(key, b"")
     full = check_shape(store, root)
 
-    for number in range(20_000):
+    for number, key in enumerate(keys):
         if number % 50:
-            tree.delete(number.to_bytes(4, "big"))
+            tree.delete(key)
 
     assert check_shape(store, root) < full / 10
 
@@ -269,3 +270,25 @@ def test_the_key_below_one_that_is_gone_may_be_in_another_branch(store: Store) -
 
     before = int.from_bytes(bound, "big") - 1
     assert tree.floor(bound) == (before.to_bytes(4, "big"), b"%d" % before)
+
+
+def test_branches_that_lost_their_first_children_are_merged_and_weigh_what_they_should(
+    store: Store,
+) -> None:
+    root = store.new_root()
+    tree = BTree(store.nodes, root)
+    keys = [number.to_bytes(4, "big") + b"k" * (number % 7) for number in range(20_000)]
+    for key in keys:
+        tree.put(key, b"")
+    top = store.nodes.get(root.top)
+    assert isinstance(top, Branch)
+    first_of_right = keys.index(top.keys[1])
+
+    for key in keys[first_of_right // 2 : first_of_right]:
+        tree.delete(key)
+    for number, key in enumerate(keys[first_of_right:]):
+        tree.delete(key)
+        if number % 100 == 0:
+            check_shape(store, root)
+
+    assert [key for key, _ in tree.scan(b"", END)] == keys[: first_of_right // 2]
