@@ -106,6 +106,7 @@ def test_command_comes_after_the_image_and_is_no_option() -> None:
     after = arguments[arguments.index("an/image:1") + 1 :]
 
     assert after == ["-c", '"$@"; exit $?', "sh", "echo", "--privileged"]
+    assert replace(CREATION, joins_errors=True).arguments(DOCKER)[-4].startswith("exec 2>&1; ")
     policy = replace(CREATION.policy, blocked_syscalls=("fork",))
     assert 'exec "$@"' in replace(CREATION, policy=policy).arguments(PODMAN)
 

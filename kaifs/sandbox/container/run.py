@@ -229,6 +229,7 @@ def start(
         volumes=(),
         is_interactive=stdin is not None,
         has_terminal=streams.terminal is not None,
+        joins_errors=stdout is not None and stdout == stderr,
         labels={
             STORE_LABEL: label,
             SNAPSHOT_LABEL: snapshot,

@@ -133,6 +133,8 @@ class Creation:
     """The agent's files first."""
     is_interactive: bool
     has_terminal: bool
+    joins_errors: bool = False
+    """Whether stderr goes where stdout goes. Runtimes carry them apart and lose their order."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def arguments(self, runtime: Runtime) -> list[str]:
@@ -162,7 +164,7 @@ class Creation:
             arguments += ["--mount", str(volume)]
         arguments += ["--interactive"] * self.is_interactive + ["--tty"] * self.has_terminal
         forks = not _OF_FORKING & set(self.policy.blocked_syscalls)
-        script = _SCRIPT if forks else _SCRIPT_WITHOUT_FORK
+        script = "exec 2>&1; " * self.joins_errors + (_SCRIPT if forks else _SCRIPT_WITHOUT_FORK)
         arguments += ["--entrypoint", "/bin/sh", self.image]
         return [*arguments, "-c", script, "sh", *self.command]
 
