@@ -216,11 +216,14 @@ def test_two_empty_trees_do_not_differ(store: Store) -> None:
     assert list(differing(store.nodes, roots[0].top, roots[1].top)) == []
 
 
-def test_a_tree_whose_top_became_idle_shares_the_rest_with_its_clone(store: Store) -> None:
-    """The top of one tree is then below the top of the other."""
+@pytest.mark.parametrize("count", [200, 20_000])
+def test_a_tree_whose_top_became_idle_shares_the_rest_with_its_clone(
+    store: Store, count: int
+) -> None:
+    """The top of one tree, a leaf or a branch, is then below the top of the other."""
     root = store.new_root()
     tree = BTree(store.nodes, root)
-    keys = [number.to_bytes(4, "big") for number in range(200)]
+    keys = [number.to_bytes(4, "big") for number in range(count)]
     for key in keys:
         tree.put(key, b"")
     top = store.nodes.get(root.top)
@@ -234,7 +237,11 @@ def test_a_tree_whose_top_became_idle_shares_the_rest_with_its_clone(store: Stor
 
     assert root.top == top.children[0]
     expected = [(key, b"", None) for key in keys if key >= bound]
+    visits = store.nodes.visits
     assert list(differing(store.nodes, clone.top, root.top)) == expected
+    backward = [(key, None, b"") for key in keys if key >= bound]
+    assert list(differing(store.nodes, root.top, clone.top)) == backward
+    assert store.nodes.visits - visits < 100, "what is shared is not read"
 
 
 def test_idle_tops_are_left_to_the_clone_that_shares_them(store: Store) -> None:

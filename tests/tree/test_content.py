@@ -142,3 +142,17 @@ def test_appending_to_another_files_end_joins_nothing(grove: Grove) -> None:
 
     assert [one.length for one in grove.current.content.extents(first)] == [100]
     assert [one.offset for one in grove.current.content.extents(second)] == [100]
+
+
+def test_data_and_holes_are_found_from_any_place(grove: Grove) -> None:
+    """SEEK_DATA and SEEK_HOLE of lseek(2)."""
+    ino = grove.put(b"f", b"x" * 1000)
+    tree = grove.current
+    tree.write(ino, 5000, b"y" * 1000, grove.now_ns)
+    tree.truncate(ino, 9000, grove.now_ns)
+
+    assert [tree.seek_data(ino, place) for place in (0, 999, 1000, 5500)] == [0, 999, 5000, 5500]
+    places = (0, 1000, 3000, 5000, 7000)
+    assert [tree.seek_hole(ino, place) for place in places] == [1000, 1000, 3000, 6000, 7000]
+    with pytest.raises(NoEntryError):
+        tree.seek_data(ino, 6000)
