@@ -6,12 +6,13 @@ from collections.abc import Generator
 
 import msgspec
 
+from kaifs.base.types import RootId
 from kaifs.meta.records import SnapshotRecord
 from kaifs.service.context import Context
 from kaifs.service.isolation import IsolatedSnapshot, Limits, describe_snapshot
 from kaifs.service.lifecycle import keep_clone
 from kaifs.service.names import generate_snapshot_name
-from kaifs.service.reference import resolve
+from kaifs.service.reference import Target, resolve
 from kaifs.service.sealing import seal_tree, version_tree
 from kaifs.service.steps import Item, Step
 from kaifs.store.registry import READY
@@ -50,13 +51,13 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         source = context.forest.tree(target.root)
         base = store.find_version(agent.agent_id, target.label)
         tree = (yield from seal_tree(context, source, version_tree(context, base))).tree
-        base_root = tree.root.root_id
         store.check_new_snapshot(agent, name)
+        is_nested = target.snapshot is not None
+        base_root = _keep_base(context, target) if is_nested else tree.root.root_id
     else:
         source = context.forest.tree(target.root)
         tree = context.forest.clone(source)
-        # Also of a version: it may be taken away while the snapshot is there.
-        base_root = keep_clone(context, source)
+        base_root = _keep_base(context, target)
     snapshot = SnapshotRecord(
         agent_id=agent.agent_id,
         name=name,
@@ -72,3 +73,16 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     )
     store.add_snapshot(snapshot)
     return describe_snapshot(store, agent, snapshot, context.mountpoint)
+
+
+def _keep_base(context: Context, target: Target) -> RootId:
+    """Keep what a commit of the new snapshot takes its changes against; return its root.
+
+    Also of a version: it may be taken away while the snapshot is there. Of a
+    snapshot what that one was made from: a commit brings its changes along, which
+    the tests have seen.
+    """
+    origin = target.root
+    if target.snapshot is not None and context.store.has_root(target.snapshot.base):
+        origin = target.snapshot.base
+    return keep_clone(context, context.forest.tree(origin))

@@ -43,14 +43,8 @@ class Shell:
     def start(self, *arguments: str | Path, **options: Any) -> "subprocess.Popen[bytes]":
         """Start a command."""
         command = [sys.executable, "-m", "kaifs", *arguments]
-        return subprocess.Popen(
-            command,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **options,
-        )
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, **options}
+        return subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, **options)
 
     def __call__(self, *arguments: str | Path) -> Done:
         """Run a command to its end."""
