@@ -1,10 +1,12 @@
 """Many snapshots of an agent with many files: how long each takes, and what it stores.
 
-Made one by one through the daemon of a mounted store, each of them durable before
-the next begins, as commands do it. Then one file is written in each.
+Made one by one on a mounted store: by the verb, each of them durable before the
+next begins, and by mkdir, durable with the next commit. Then one file is written
+in each.
 Usage: python -m tools.bench.snapshots [SNAPSHOTS [FILES]]
 """
 
+import os
 import stat
 import statistics
 import sys
@@ -88,8 +90,17 @@ def measure(store: Path, snapshots: Path, count: int) -> None:
     times = []
     for number in range(count):
         began = time.perf_counter()
+        (snapshots / f"m{number}").mkdir()
+        times.append(time.perf_counter() - began)
+    os.sync()
+    before, after = after, stored(store)
+    show("snapshots by mkdir", times, before, after)
+    times = []
+    for number in range(count):
+        began = time.perf_counter()
         (snapshots / f"n{number}" / "d000000" / "f00").write_text(f"changed in {number}\n")
         times.append(time.perf_counter() - began)
+    os.sync()
     show("first writes", times, after, stored(store))
 
 
