@@ -55,7 +55,8 @@ from kaifs.service.verbs import VERBS, Verb
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 64
-"""Connections served at once; more wait in the socket's backlog."""
+"""Connections served at once; more wait in the socket's backlog. Those that only wait for their
+client do not count: what they wait for may need a connection itself."""
 REQUEST_TIMEOUT_S: Final = 30.0
 """Seconds within which a new connection must have said what it wants."""
 PROGRESS_INTERVAL_S: Final = 0.1
@@ -130,41 +131,61 @@ async def _accept(
 ) -> None:
     accepting = trio.socket.from_stdlib_socket(listener)
     while True:
-        borrower = object()
-        await slots.acquire_on_behalf_of(borrower)
+        slot = _Slot(slots)
+        await slot.acquire()
         try:
             connection, _ = await accepting.accept()
         except OSError as error:
             # Of the connection, or too many files: the listener itself is sound.
             log.warning("accept_failed", extra={"error": str(error)})
-            slots.release_on_behalf_of(borrower)
+            slot.release()
             await trio.sleep(PROGRESS_INTERVAL_S)
         else:
-            conversations.start_soon(_serve_one, connection, services, slots, borrower)
+            conversations.start_soon(_serve_one, connection, services, slot)
 
 
-async def _serve_one(
-    connection: trio.socket.SocketType,
-    services: Services,
-    slots: trio.CapacityLimiter,
-    borrower: object,
-) -> None:
+async def _serve_one(connection: trio.socket.SocketType, services: Services, slot: "_Slot") -> None:
     try:
         async with trio.SocketStream(connection) as stream:
-            await _Conversation(stream, peer_of(connection), services).run()
+            await _Conversation(stream, peer_of(connection), services, slot.release).run()
     except (trio.BrokenResourceError, trio.ClosedResourceError, _HungUpError):
         log.debug("client_gone")
     except (FrameError, MessageError, trio.TooSlowError) as error:
         log.warning("bad_request", extra={"error": str(error)})
     finally:
-        slots.release_on_behalf_of(borrower)
+        slot.release()
+
+
+class _Slot:
+    """The right to be served; given back once."""
+
+    def __init__(self, slots: trio.CapacityLimiter) -> None:
+        self._slots = slots
+        self._is_held = False
+
+    async def acquire(self) -> None:
+        await self._slots.acquire_on_behalf_of(self)
+        self._is_held = True
+
+    def release(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._slots.release_on_behalf_of(self)
 
 
 class _Conversation:
     """One connection: one request, its steps, its answer."""
 
-    def __init__(self, stream: trio.SocketStream, peer: Peer, services: Services) -> None:
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        peer: Peer,
+        services: Services,
+        only_wait: Callable[[], None],
+    ) -> None:
+        """Talk over *stream*; *only_wait* is called when the rest is waiting for the client."""
         self._stream = stream
+        self._only_wait = only_wait
         self._peer = peer
         self._services = services
         self._reader = FrameReader()
@@ -206,9 +227,11 @@ class _Conversation:
             return await self._services.shutdown(caller, shutdown)
         if request.verb == ATTACH:
             attach = decode_params(request.params, AttachParams)
+            self._only_wait()
             return await self._attach(attach, self._services.context(caller))
         if request.verb == HOLD:
             decode_params(request.params, HoldParams)
+            self._only_wait()
             await self._services.hold(self._be_held)
             raise _HungUpError
         verb = VERBS.get(request.verb)
@@ -312,6 +335,9 @@ class _Conversation:
                     case Want():
                         if not is_asked:
                             is_asked = True
+                            if not verb.changes:
+                                # Tests run as long as they like, and attach snapshots.
+                                self._only_wait()
                             await self._send(step)
                         # None: the source ended before its End.
                         answer = await anext(aiter(items), None)
