@@ -90,6 +90,8 @@ class AgentRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_f
     """The head before the last rollback, while its backup is due."""
     backup_base: str = ""
     """Label that `superseded` was based on; empty if none."""
+    policy: bytes = b""
+    """What its owner demands of its versions, as JSON; empty: the defaults."""
 
 
 class VersionRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -106,6 +108,8 @@ class VersionRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown
     size: int
     """Sum of the sizes of its regular files, bytes."""
     inodes: int
+    signature: bytes = b""
+    """Of `record`: armored SSHSIG, namespace `kaifs-record`; empty: it is not signed."""
 
 
 class SnapshotRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
