@@ -42,6 +42,7 @@ VERBS: Final = {
     "commit": "make a tested snapshot the next version",
     "discard": "remove a snapshot",
     "remove": "take a version away",
+    "policy": "show or set what is demanded of versions",
     "gc": "free what nothing reaches",
     "fsck": "check the store",
 }

@@ -58,6 +58,7 @@ VERBS: Final = {
         Verb("import", "import_", changes=True),
         Verb("list", "list_"),
         Verb("manifest", "manifest", flush=True),
+        Verb("policy", "policy", changes=True),
         Verb("rebase", "rebase", flush=True, changes=True),
         Verb("remove", "remove", changes=True),
         Verb("rollback", "rollback", flush=True, changes=True),

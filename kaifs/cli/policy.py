@@ -1,0 +1,49 @@
+"""Show what is demanded of an agent's versions, or change it.
+
+With --require-signature yes, seal, import and commit refuse to make a version
+that is not signed, and snapshot, rollback and commit refuse to use one that
+nobody trusted has signed.
+"""
+
+import argparse
+
+from kaifs.cli.output import coloured, print_json
+from kaifs.cli.session import call
+
+_ANSWERS = {"yes": True, "no": False}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("agent", metavar="AGENT")
+    parser.add_argument(
+        "--require-signature", choices=_ANSWERS, help="whether versions must be signed"
+    )
+    parser.add_argument(
+        "--on-damage",
+        choices=("keep", "fallback"),
+        help="what current does when its version is damaged: go on, or fall back to a good one",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it."""
+    from kaifs.service.policy import Params
+
+    required = args.require_signature
+    params = Params(
+        agent=args.agent,
+        require_signature=None if required is None else _ANSWERS[required],
+        on_damage=args.on_damage,
+    )
+    policy = call(args, "policy", params)
+    if args.json:
+        print_json(policy)
+        return 0
+    rows = [
+        ("Require signature", "yes" if policy.require_signature else "no"),
+        ("On damage", policy.on_damage),
+    ]
+    for name, value in rows:
+        print(coloured(f"{name}:".ljust(19), "bold") + value)
+    return 0
