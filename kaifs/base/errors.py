@@ -7,7 +7,8 @@
     ├── of the store                E110 … E119
     ├── of names and references     E120 … E129
     ├── of import, export, mounts   E130 … E149
-    └── of files (FileError)        E150 … E169: what a system call returns
+    ├── of files (FileError)        E150 … E169: what a system call returns
+    └── of versions                 E170 … E189: records, signatures, damage, history
 
 Anything else that is raised is a bug. A class carries code, message, errno and
 what to do; an instance carries the thing at fault. Nobody below `fuse` picks
@@ -16,7 +17,10 @@ an errno and nobody below `cli` an exit status.
 
 import errno
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
+
+Detail: TypeAlias = str | int | list[str] | list[dict[str, Any]]
+"""What a program can read off a failure; a list of objects is plain JSON."""
 
 
 class VersionErrorCode(StrEnum):
@@ -37,11 +41,11 @@ class KaifsError(Exception):
     errno: ClassVar[int]
     hint: ClassVar[str] = ""
 
-    def __init__(self, subject: str = "", **details: str | int | list[str]) -> None:
+    def __init__(self, subject: str = "", **details: Detail) -> None:
         """Fail because of *subject*: the one thing at fault, as a user knows it."""
         super().__init__(subject)
         self.subject = subject
-        self.details: dict[str, str | int | list[str]] = dict(details)
+        self.details: dict[str, Detail] = dict(details)
 
     def __str__(self) -> str:
         text = f"{self.code}: {self.message}"
@@ -404,6 +408,53 @@ class SuiteRunError(KaifsError):
     hint = "run them again"
 
 
+# --- of versions: signatures and keys ---------------------------------------------------------
+
+
+class SigningKeyError(KaifsError):
+    """A key is missing, unreadable, or of a kind that is not used."""
+
+    code = "E175"
+    message = "Cannot use this key"
+    errno = errno.EINVAL
+    hint = "Ed25519 keys of OpenSSH are sure to work"
+
+
+class UnsignedError(KaifsError):
+    """The agent's policy requires a signature, and there is none."""
+
+    code = "E176"
+    message = "A signature is required"
+    errno = errno.EPERM
+    hint = "sign with 'kaifs sign' or --sign-key, or give the store a key: 'kaifs key generate'"
+
+
+class BadSignatureError(KaifsError):
+    """What is given as a signature is none of what it should sign."""
+
+    code = "E177"
+    message = "Signature is not good"
+    errno = errno.EBADMSG
+
+
+class UntrustedKeyError(KaifsError):
+    """A signature is by a key that is unknown, revoked, or was not valid at the time."""
+
+    code = "E178"
+    message = "Signed by a key that is not trusted"
+    errno = errno.EKEYREJECTED
+    hint = "'kaifs key list' shows the trusted keys"
+
+
+class SignersFileError(KaifsError):
+    """A line of the trusted signers or of the revoked keys makes no sense."""
+
+    code = "E179"
+    message = "Cannot read the trusted signers"
+    errno = errno.EINVAL
+    hint = "mend the line: nothing is trusted until then"
+
+
 # --- of files: what a system call returns ------------------------------------------------------
 
 
@@ -545,6 +596,22 @@ class LentError(FileError):
     code = "E166"
     message = "In use by a sandbox"
     errno = errno.EBUSY
+
+
+class PastEndError(FileError):
+    """A position to seek data or a hole from is past the last one."""
+
+    code = "E167"
+    message = "No such device or address"
+    errno = errno.ENXIO
+
+
+class AccessError(FileError):
+    """The object cannot have what is asked for, whoever asks."""
+
+    code = "E168"
+    message = "Permission denied"
+    errno = errno.EACCES
 
 
 def error_classes() -> list[type[KaifsError]]:
