@@ -46,11 +46,12 @@ from kaifs.meta.records import (
     decode_extent,
     encode_dir_index,
 )
+from kaifs.store.differing import differing
 from kaifs.store.payload import split_ids
 from kaifs.store.registry import check_agent_name, check_snapshot_name
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
-from kaifs.tree.btree import BTree, differing
+from kaifs.tree.btree import BTree
 
 INVARIANTS: Final = {
     1: "every id in use is smaller than the counter that gives the next one",

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 from kaifs.base.types import TOP_INO, Ino
 from kaifs.meta import keys
 from kaifs.meta.records import INODE, InodeRecord, decode_dentry
-from kaifs.tree.btree import differing
+from kaifs.store.differing import differing
 from kaifs.tree.diff import same_content
 from kaifs.tree.forest import Forest
 from kaifs.tree.tree import AttributeChange, Tree

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from kaifs.base.types import RootId
 from kaifs.meta import keys
 from kaifs.meta.records import INODE, InodeRecord, SnapshotRecord
+from kaifs.store.differing import differing
 from kaifs.store.registry import READY, TEST_FAILED, TEST_PASSED
 from kaifs.store.store import Store
-from kaifs.tree.btree import differing
 from kaifs.tree.diff import same_content
 from kaifs.tree.tree import Tree
 

@@ -16,9 +16,10 @@ from hypothesis.stateful import (
 )
 
 from kaifs.meta.node import MAX_BYTES, Branch, Leaf
+from kaifs.store.differing import differing
 from kaifs.store.roots import Root
 from kaifs.store.store import Store, StoreOptions
-from kaifs.tree.btree import BTree, differing
+from kaifs.tree.btree import BTree
 
 END = b"\xff" * 300
 heavy = [0, 10, 100, 1000, MAX_BYTES // 2, MAX_BYTES, 60_000]
