@@ -1,4 +1,4 @@
-"""The LMDB environment: tables, short reads, one atomic synced write for each commit.
+"""An LMDB environment: tables, short reads, one atomic synced write for each commit.
 
 Every value is stored behind its xxh3-64, because LMDB does not notice a
 flipped byte. No read transaction outlives the call that opened it: one open
@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from enum import StrEnum
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +52,10 @@ Changes = Mapping[Table, Mapping[bytes, bytes | None]]
 
 
 class Database:
-    """An open LMDB environment. Not across fork."""
+    """One open copy of the index. Not across fork.
+
+    What LMDB finds wrong with its pages is a `StoreDamagedError`, in every method.
+    """
 
     def __init__(self, folder: Path, *, map_size: int = MAP_SIZE, create: bool = False) -> None:
         """Open the environment in *folder*.
@@ -102,47 +106,43 @@ class Database:
         Raises:
             StoreDamagedError: its checksum is wrong.
         """
-        with self._mapping, self._env.begin(buffers=True) as txn:
-            value = txn.get(key, db=self._tables[table])
-            if value is None:
-                return None
-            return unprotect(value, f"{table} {key.hex()}")
+        # Written out, and not with _reading: a generator would cost as much as the read.
+        with self._mapping:
+            try:
+                with self._env.begin(buffers=True) as txn:
+                    value = txn.get(key, db=self._tables[table])
+                    return value and unprotect(value, f"{table} {key.hex()}")
+            except lmdb.Error as error:
+                raise StoreDamagedError(f"index: {error}") from error
 
     def scan(self, table: Table, start: bytes = b"", limit: int | None = None) -> list[bytes]:
         """Return up to *limit* keys from *start* on, in order, without their records."""
-        with (
-            self._mapping,
-            self._env.begin(buffers=False) as txn,
-            txn.cursor(self._tables[table]) as cursor,
-        ):
+        with self._reading() as txn, txn.cursor(self._tables[table]) as cursor:
             if not cursor.set_range(start):
                 return []
-            keys: list[bytes] = []
-            for key in cursor.iternext(keys=True, values=False):
-                if limit is not None and len(keys) >= limit:
-                    break
-                keys.append(bytes(key))
-            return keys
+            return [bytes(key) for key in islice(cursor.iternext(values=False), limit)]
 
     def keys_with_prefix(self, table: Table, prefix: bytes) -> list[bytes]:
         """Return all keys that begin with *prefix*, in order."""
-        with (
-            self._mapping,
-            self._env.begin(buffers=False) as txn,
-            txn.cursor(self._tables[table]) as cursor,
-        ):
-            keys: list[bytes] = []
-            if cursor.set_range(prefix):
-                for key in cursor.iternext(keys=True, values=False):
-                    if not key.startswith(prefix):
-                        break
-                    keys.append(bytes(key))
-            return keys
+        with self._reading() as txn, txn.cursor(self._tables[table]) as cursor:
+            if not cursor.set_range(prefix):
+                return []
+            keys = map(bytes, cursor.iternext(values=False))
+            return list(takewhile(lambda key: key.startswith(prefix), keys))
 
     def count(self, table: Table) -> int:
         """Return the number of records in *table*."""
-        with self._mapping, self._env.begin() as txn:
+        with self._reading() as txn:
             return txn.stat(self._tables[table])["entries"]
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        with self._mapping:
+            try:
+                with self._env.begin(buffers=True) as txn:
+                    yield txn
+            except lmdb.Error as error:
+                raise StoreDamagedError(f"index: {error}") from error
 
     def write(self, changes: Changes) -> None:
         """Apply *changes* in one transaction that is on disk when this returns.
@@ -169,10 +169,28 @@ class Database:
                 with self._mapping:
                     self._map_size *= 2
                     self._env.set_mapsize(self._map_size)
+            except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as error:
+                raise StoreDamagedError(f"index: {error}") from error
             except lmdb.Error as error:
                 raise self._failure(error) from error
             else:
                 return
+
+    def copy(self, path: Path) -> None:
+        """Write this copy of the index to the file *path*, as of now; it is synced.
+
+        Raises:
+            NoSpaceError, StoreIOError: the system refuses.
+        """
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                self._env.copyfd(fd)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except (lmdb.Error, OSError) as error:
+            raise self._failure(error) from error
 
     def _failure(self, error: lmdb.Error | OSError) -> NoSpaceError | StoreIOError:
         # Where the disk fills up in the middle of a write, LMDB says EIO: mdb_page_flush,

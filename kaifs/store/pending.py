@@ -7,7 +7,8 @@ transaction.
 
 from __future__ import annotations
 
-from kaifs.meta.database import Database, Table
+from kaifs.meta.database import Table
+from kaifs.meta.index import Index
 
 Batch = dict[Table, dict[bytes, bytes | None]]
 
@@ -15,7 +16,7 @@ Batch = dict[Table, dict[bytes, bytes | None]]
 class Pending:
     """A table-by-table view: running epoch, then the commit in flight, then LMDB."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Index) -> None:
         self._database = database
         self._running: Batch = {table: {} for table in Table}
         self._in_flight: Batch | None = None

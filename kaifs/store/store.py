@@ -30,7 +30,8 @@ from kaifs.blocks.compression import Compressor
 from kaifs.blocks.device import Device, FileDevice
 from kaifs.blocks.segments import Segments
 from kaifs.linux.files import FileLock, LockHeld, fsync_directory
-from kaifs.meta.database import MAP_SIZE, Database, Table
+from kaifs.meta.database import MAP_SIZE, Table
+from kaifs.meta.index import Index
 from kaifs.meta.records import COUNTERS, ROOT, SEGMENT, CounterRecord, SegmentRecord
 from kaifs.store.nodes import Nodes
 from kaifs.store.payload import Payload
@@ -109,7 +110,7 @@ class Store(Registry):
         lock: FileLock,
         clock: Clock,
         options: StoreOptions,
-        database: Database,
+        database: Index,
         segments: Segments,
     ) -> None:
         """Use what `create` or `open` has found; not for others to call."""
@@ -215,7 +216,7 @@ class Store(Registry):
         options = options or StoreOptions()
         with ExitStack() as opened:
             opened.callback(lock.release)
-            database = Database(path / INDEX_FOLDER, map_size=options.map_size)
+            database = Index(path / INDEX_FOLDER, map_size=options.map_size)
             opened.callback(database.close)
             segments = Segments(
                 device or FileDevice(path / SEGMENT_FOLDER),
@@ -420,7 +421,7 @@ def _write_new_store(path: Path, clock: Clock, options: StoreOptions) -> None:
         (path / folder).mkdir(mode=0o700)
     superblock = Superblock(secrets.token_bytes(16), clock.now_ns())
     counters = CounterRecord(superblock.uuid, 0, 1, 1, 1, 1, 1, 1, 1)
-    database = Database(path / INDEX_FOLDER, map_size=options.map_size, create=True)
+    database = Index(path / INDEX_FOLDER, map_size=options.map_size, create=True)
     try:
         database.write({Table.META: {_COUNTERS_KEY: COUNTERS.encode(counters)}})
     finally:

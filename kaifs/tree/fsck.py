@@ -168,6 +168,8 @@ class _Check:
             start = b""
             while found := database.scan(table, start, STEP):
                 for key in found:
+                    for fault in database.faults(table, key):
+                        self._find(2, f"{table} {key.hex()}", fault)
                     try:
                         record = database.get(table, key)
                         if record is not None and decode is not None:
@@ -176,6 +178,8 @@ class _Check:
                         self._find(2, f"{table} {key.hex()}", error.subject)
                     self._checked += 1
                 start = found[-1] + b"\0"
+            for fault in database.faults_in_counts(table):
+                self._find(2, str(table), fault)
                 yield self._checked
 
     # --- payload -----------------------------------------------------------------------

@@ -13,7 +13,8 @@ from hypothesis.stateful import (
 
 from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import Generation, NodeId
-from kaifs.meta.database import Database, Table
+from kaifs.meta.database import Table
+from kaifs.meta.index import Index
 from kaifs.meta.node import Branch, Leaf
 from kaifs.store.nodes import Nodes, node_key
 from kaifs.store.pending import Pending
@@ -25,7 +26,7 @@ class Bench:
     """Nodes over a database of their own."""
 
     def __init__(self, folder: Path, cache_bytes: int) -> None:
-        self.database = Database(folder, map_size=1 << 20, create=True)
+        self.database = Index(folder, map_size=1 << 20, create=True)
         self.pending = Pending(self.database)
         self.nodes = Nodes(self.pending, 1, cache_bytes)
 

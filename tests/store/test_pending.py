@@ -13,20 +13,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from kaifs.meta.database import Database, Table
+from kaifs.meta.database import Table
+from kaifs.meta.index import Index
 from kaifs.store.pending import Batch, Pending
 
 TABLE = Table.NODES
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(tmp_path, map_size=1 << 20, create=True)
+def database(tmp_path: Path) -> Iterator[Index]:
+    database = Index(tmp_path, map_size=1 << 20, create=True)
     yield database
     database.close()
 
 
-def test_a_change_is_seen_at_once_and_a_deletion_too(database: Database) -> None:
+def test_a_change_is_seen_at_once_and_a_deletion_too(database: Index) -> None:
     database.write({TABLE: {b"old": b"1", b"gone": b"1"}})
     pending = Pending(database)
     assert pending.is_empty
@@ -47,7 +48,7 @@ keys = st.sampled_from([b"a", b"ab", b"b", b"c"])
 class PendingMachine(RuleBasedStateMachine):
     """Whatever becomes of commits, what is read is what was put last and not abandoned."""
 
-    database: Database
+    database: Index
     folder: Path
 
     def __init__(self) -> None:
@@ -105,7 +106,7 @@ class PendingMachine(RuleBasedStateMachine):
             assert self.pending.get(TABLE, key) == self.model.get(key)
 
 
-def test_pending_agrees_with_a_dict(database: Database) -> None:
+def test_pending_agrees_with_a_dict(database: Index) -> None:
     machine = type("Machine", (PendingMachine,), {"database": database})
 
     run_state_machine_as_test(machine)

@@ -19,6 +19,7 @@ from kaifs.base.errors import (
 )
 from kaifs.base.types import TOP_INO
 from kaifs.meta.database import Table
+from kaifs.meta.index import INDEX_FILE, MIRROR_FOLDER
 from kaifs.store.store import (
     INDEX_FOLDER,
     SEGMENT_FOLDER,
@@ -122,6 +123,10 @@ def flip(path: Path, needle: bytes) -> None:
     path.write_bytes(raw)
 
 
+def index_copies(path: Path) -> list[Path]:
+    return [path / INDEX_FOLDER / INDEX_FILE, path / INDEX_FOLDER / MIRROR_FOLDER / INDEX_FILE]
+
+
 def other_uuid(path: Path) -> None:
     (path / SUPERBLOCK_NAME).unlink()
     Superblock(bytes(16), 0).write(path)
@@ -147,7 +152,7 @@ def without_counters(path: Path) -> None:
         (other_uuid, StoreDamagedError, "another store"),
         (without_counters, StoreDamagedError, "no counters"),
         (
-            lambda path: (path / INDEX_FOLDER / "data.mdb").write_bytes(b"x" * 99),
+            lambda path: [copy.write_bytes(b"x" * 99) for copy in index_copies(path)],
             StoreDamagedError,
             "index",
         ),
@@ -194,12 +199,15 @@ def test_what_cannot_be_opened_is_told_each_time_and_changes_nothing(
     assert {one: one.read_bytes() for one in path.rglob("*.seg")} == before
 
 
-def test_a_flipped_byte_in_a_record_of_the_index_is_damage_when_it_is_read(tmp_path: Path) -> None:
+def test_a_byte_that_flipped_in_both_copies_of_the_index_is_damage_when_it_is_read(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "store"
     with planted(path) as grove:
         grove.put(b"f", b"a payload that stands in a node")
         grove.store.commit()
-    flip(path / INDEX_FOLDER / "data.mdb", b"a payload that stands")
+    for copy in index_copies(path):
+        flip(copy, b"a payload that stands")
 
     store = Store.open(path)
     with pytest.raises(StoreDamagedError, match="nodes"):
@@ -296,7 +304,7 @@ def test_space_counts_segments_and_index(grove: Grove) -> None:
     assert space.segments == on_disk
     assert 100_000 < space.live < space.segments
     assert space.stored == space.segments + space.index
-    assert space.index <= (grove.path / INDEX_FOLDER / "data.mdb").stat().st_size
+    assert space.index <= sum(copy.stat().st_size for copy in index_copies(grove.path))
 
 
 def test_a_tiny_map_grows(tmp_path: Path) -> None:

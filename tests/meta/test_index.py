@@ -1,0 +1,261 @@
+"""The index in two copies: what is lost in one is had from the other, and put right."""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kaifs.base.errors import StoreDamagedError
+from kaifs.meta.database import Database, Table
+from kaifs.meta.index import CLOSED_NAME, COUNTERS_KEY, INDEX_FILE, MIRROR_FOLDER, Index
+
+MAP = 1 << 20
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    """An index with one record."""
+    index = Index(tmp_path, map_size=MAP, create=True)
+    index.write({Table.META: {COUNTERS_KEY: b"1"}, Table.NODES: {b"k": b"a value to be found"}})
+    yield index
+    index.close()
+
+
+def files(folder: Path) -> tuple[Path, Path]:
+    """Return the file of the main copy and of the mirror."""
+    return folder / INDEX_FILE, folder / MIRROR_FOLDER / INDEX_FILE
+
+
+def flip(path: Path, needle: bytes) -> None:
+    """Change one bit, without making a new file of it."""
+    raw = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(raw.rindex(needle))
+        file.write(bytes([raw[raw.rindex(needle)] ^ 1]))
+
+
+def value(index: Index) -> bytes | None:
+    return index.get(Table.NODES, b"k")
+
+
+def test_both_copies_have_every_record(index: Index, tmp_path: Path) -> None:
+    index.write({Table.NODES: {b"l": b"w", b"k": None}})
+    index.close()
+
+    for folder in (tmp_path, tmp_path / MIRROR_FOLDER):
+        copy = Database(folder, map_size=MAP)
+        assert (copy.get(Table.NODES, b"l"), copy.get(Table.NODES, b"k")) == (b"w", None)
+        copy.close()
+
+
+def test_a_record_damaged_in_one_copy_is_read_from_the_other(index: Index, tmp_path: Path) -> None:
+    flip(tmp_path / INDEX_FILE, b"a value to be found")
+
+    assert value(index) == b"a value to be found"
+
+
+def test_a_record_that_was_had_from_the_mirror_is_put_right_by_the_next_commit(
+    index: Index, tmp_path: Path
+) -> None:
+    main, mirror = files(tmp_path)
+    flip(main, b"a value to be found")
+    assert value(index) is not None
+
+    index.write({Table.META: {COUNTERS_KEY: b"2"}})
+    flip(mirror, b"a value to be found")
+
+    assert value(index) == b"a value to be found"
+
+
+def test_what_a_commit_says_of_a_damaged_record_comes_before_what_the_mirror_had(
+    index: Index, tmp_path: Path
+) -> None:
+    flip(tmp_path / INDEX_FILE, b"a value to be found")
+    assert value(index) is not None
+
+    index.write({Table.NODES: {b"k": b"newer"}})
+
+    assert value(index) == b"newer"
+
+
+def test_a_record_damaged_in_both_copies_is_damage(index: Index, tmp_path: Path) -> None:
+    for copy in files(tmp_path):
+        flip(copy, b"a value to be found")
+
+    with pytest.raises(StoreDamagedError, match="nodes"):
+        value(index)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["main", "mirror"])
+@pytest.mark.parametrize("where", [0, 20, 4096 + 30, 2 * 4096 + 3, -2000])
+def test_a_copy_that_has_changed_since_it_was_closed_is_replaced_before_it_is_opened(
+    index: Index, tmp_path: Path, number: int, where: int
+) -> None:
+    """Also where LMDB itself would trust a page and crash."""
+    index.close()
+    copy = files(tmp_path)[number]
+    raw = bytearray(copy.read_bytes())
+    raw[where] ^= 0xFF
+    copy.write_bytes(raw)
+
+    again = Index(tmp_path, map_size=MAP)
+
+    assert value(again) == b"a value to be found"
+    again.close()
+    main, mirror = files(tmp_path)
+    assert raw not in (main.read_bytes(), mirror.read_bytes())
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["main", "mirror"])
+@pytest.mark.parametrize("was_killed", [False, True])
+def test_a_copy_that_is_missing_is_made_anew(
+    index: Index, tmp_path: Path, number: int, was_killed: bool
+) -> None:
+    index.close()
+    files(tmp_path)[number].unlink()
+    if was_killed:
+        (tmp_path / CLOSED_NAME).unlink()
+
+    again = Index(tmp_path, map_size=MAP)
+
+    assert value(again) == b"a value to be found"
+    again.close()
+    assert all(copy.exists() for copy in files(tmp_path))
+
+
+def test_a_mirror_folder_that_is_missing_is_made_anew(index: Index, tmp_path: Path) -> None:
+    index.close()
+    shutil.rmtree(tmp_path / MIRROR_FOLDER)
+
+    Index(tmp_path, map_size=MAP).close()
+
+    assert all(copy.exists() for copy in files(tmp_path))
+
+
+def test_a_main_copy_that_lmdb_refuses_is_replaced(index: Index, tmp_path: Path) -> None:
+    """A process that was killed has left no note of what its files were."""
+    index.close()
+    (tmp_path / CLOSED_NAME).unlink()
+    (tmp_path / INDEX_FILE).write_bytes(b"x" * 8192)
+
+    again = Index(tmp_path, map_size=MAP)
+
+    assert value(again) == b"a value to be found"
+    again.close()
+
+
+def test_a_mirror_that_a_killed_process_left_behind_is_caught_up(tmp_path: Path) -> None:
+    """Between the two writes of a commit the main copy alone has it: it counts."""
+    index = Index(tmp_path, map_size=MAP, create=True)
+    index.write({Table.META: {COUNTERS_KEY: b"1"}, Table.NODES: {b"k": b"old"}})
+    behind = (tmp_path / MIRROR_FOLDER / INDEX_FILE).read_bytes()
+    index.write({Table.META: {COUNTERS_KEY: b"2"}, Table.NODES: {b"k": b"new"}})
+    index.close()
+    (tmp_path / CLOSED_NAME).unlink()
+    (tmp_path / MIRROR_FOLDER / INDEX_FILE).write_bytes(behind)
+
+    again = Index(tmp_path, map_size=MAP)
+    assert value(again) == b"new"
+    flip(tmp_path / INDEX_FILE, b"new")
+
+    assert value(again) == b"new"
+    again.close()
+
+
+def test_the_note_goes_before_the_first_change(index: Index, tmp_path: Path) -> None:
+    """One that outlived a change would let an older copy replace a newer one."""
+    index.close()
+    assert (tmp_path / CLOSED_NAME).exists()
+
+    again = Index(tmp_path, map_size=MAP)
+    assert value(again) is not None
+    assert (tmp_path / CLOSED_NAME).exists()
+    again.write({Table.META: {COUNTERS_KEY: b"2"}})
+
+    assert not (tmp_path / CLOSED_NAME).exists()
+    again.close()
+
+
+@pytest.mark.parametrize("note", [b"", b"x" * 60, os.urandom(2000)])
+def test_a_note_that_is_none_is_ignored(index: Index, tmp_path: Path, note: bytes) -> None:
+    index.close()
+    (tmp_path / CLOSED_NAME).write_bytes(note)
+
+    again = Index(tmp_path, map_size=MAP)
+
+    assert value(again) == b"a value to be found"
+    again.close()
+
+
+def test_a_mirror_that_cannot_be_written_is_not_read_any_more(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say what was; the next opening makes it anew."""
+
+    def refuse(changes: object) -> None:
+        raise StoreDamagedError("no")
+
+    monkeypatch.setattr(index._mirror, "write", refuse)
+    index.write({Table.META: {COUNTERS_KEY: b"2"}, Table.NODES: {b"k": b"newer"}})
+    monkeypatch.undo()
+    index.write({Table.META: {COUNTERS_KEY: b"3"}})
+    flip(tmp_path / INDEX_FILE, b"newer")
+
+    with pytest.raises(StoreDamagedError):
+        value(index)
+
+
+def test_reads_that_need_the_mirror_wait_for_a_commit_that_is_under_way(
+    index: Index, tmp_path: Path
+) -> None:
+    """Between its two writes the copies differ."""
+    flip(tmp_path / INDEX_FILE, b"a value to be found")
+    stop = threading.Event()
+
+    def commit() -> None:
+        number = 1
+        while not stop.is_set():
+            number += 1
+            index.write({Table.META: {COUNTERS_KEY: b"%d" % number}})
+
+    writer = threading.Thread(target=commit)
+    writer.start()
+    try:
+        for _ in range(50):
+            assert value(index) == b"a value to be found"
+    finally:
+        stop.set()
+        writer.join()
+
+
+def test_what_is_wrong_in_one_copy_is_told_and_healed(index: Index, tmp_path: Path) -> None:
+    main, mirror = files(tmp_path)
+    flip(main, b"a value to be found")
+    assert "main copy" in index.faults(Table.NODES, b"k")[0]
+
+    assert index.heal(Table.NODES, b"k")
+    assert index.faults(Table.NODES, b"k") == []
+    flip(mirror, b"a value to be found")
+    assert "mirror" in index.faults(Table.NODES, b"k")[0]
+    assert index.heal(Table.NODES, b"k")
+
+    assert index.faults(Table.NODES, b"k") == []
+
+
+def test_what_is_damaged_in_both_copies_cannot_be_healed(index: Index, tmp_path: Path) -> None:
+    for copy in files(tmp_path):
+        flip(copy, b"a value to be found")
+
+    assert not index.heal(Table.NODES, b"k")
+    assert len(index.faults(Table.NODES, b"k")) == 2
+
+
+def test_copies_that_differ_are_told(index: Index) -> None:
+    """A key that was damaged is no record with a wrong checksum: it is another key."""
+    index._mirror.write({Table.NODES: {b"k": b"other", b"l": b"more"}})
+
+    assert index.faults(Table.NODES, b"k") == ["main copy and mirror differ"]
+    assert index.faults_in_counts(Table.NODES) == ["1 records in the main copy, 2 in the mirror"]
