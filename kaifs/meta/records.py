@@ -110,6 +110,10 @@ class VersionRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown
     inodes: int
     signature: bytes = b""
     """Of `record`: armored SSHSIG, namespace `kaifs-record`; empty: it is not signed."""
+    signatures: int = 0
+    """How many it has had, this one included."""
+    signed_ns: int = 0
+    """When it got this one; 0 if it has none."""
 
 
 class SnapshotRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

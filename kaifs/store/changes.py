@@ -38,6 +38,14 @@ class VersionRemoved:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionSigned:
+    """A version has another signature, or its first."""
+
+    agent_id: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotAdded:
     """A new snapshot is there."""
 
@@ -76,6 +84,7 @@ Change = (
     | AgentRemoved
     | VersionAdded
     | VersionRemoved
+    | VersionSigned
     | SnapshotAdded
     | SnapshotRemoved
     | SnapshotRenamed

@@ -61,6 +61,7 @@ from kaifs.store.changes import (
     SnapshotRenamed,
     VersionAdded,
     VersionRemoved,
+    VersionSigned,
 )
 from kaifs.store.nodes import Nodes
 from kaifs.store.payload import Payload
@@ -280,6 +281,20 @@ class Registry:
         self.pending.put(Table.VERSIONS, key, VERSION.encode(version))
         self._note_change_of(version.agent_id)
         self.on_change(VersionAdded(version.agent_id, version.label))
+
+    def sign_version(self, version: VersionRecord, signature: bytes) -> VersionRecord:
+        """Let *signature* be that of *version*, in place of the one that it has."""
+        signed = replace(
+            version,
+            signature=signature,
+            signatures=version.signatures + 1,
+            signed_ns=self.clock.now_ns(),
+        )
+        key = _owned(version.agent_id, version.label)
+        self.pending.put(Table.VERSIONS, key, VERSION.encode(signed))
+        self._note_change_of(version.agent_id)
+        self.on_change(VersionSigned(version.agent_id, version.label))
+        return signed
 
     def remove_version(self, agent_id: int, label: str) -> None:
         """Take a version away; its tree stays readable for those who have it open."""

@@ -7,6 +7,7 @@
         @versions/LABEL      top directory of a version's tree
         @snapshots/NAME      top directory of a snapshot's tree
         @meta/LABEL.json     the version's record
+        @meta/LABEL.json.sig its signature, if it has one
         @meta/LABEL.mtree    the version's manifest
 
 Listing positions are ids that grow and are never reused (agent ids, root
@@ -20,11 +21,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from kaifs.base.errors import NoEntryError
-from kaifs.base.types import TOP_INO, Ino, KernelNode, RootId, kernel_node
+from kaifs.base.types import MAX_ROOT_ID, TOP_INO, Ino, KernelNode, RootId, kernel_node
 from kaifs.meta.records import AgentRecord, RootKind, VersionRecord
 from kaifs.tree.forest import Forest
 from kaifs.views.attributes import BLOCK_SIZE, FOREVER_S, Attributes
-from kaifs.views.numbers import ROOT_NODE, Kind, split_virtual, virtual_node, virtual_stat_ino
+from kaifs.views.numbers import (
+    ROOT_NODE,
+    Kind,
+    signature_id,
+    split_virtual,
+    virtual_node,
+    virtual_stat_ino,
+)
 
 CURRENT: Final = b"current"
 VERSIONS: Final = b"@versions"
@@ -32,7 +40,13 @@ SNAPSHOTS: Final = b"@snapshots"
 META: Final = b"@meta"
 
 _RECORD_SUFFIX: Final = ".json"
+_SIGNATURE_SUFFIX: Final = ".json.sig"
 _MANIFEST_SUFFIX: Final = ".mtree"
+_META_FILES: Final = (
+    (_RECORD_SUFFIX, Kind.RECORD),
+    (_SIGNATURE_SUFFIX, Kind.SIGNATURE),
+    (_MANIFEST_SUFFIX, Kind.MANIFEST),
+)
 
 _MANIFESTS_KEPT: Final = 4
 """Rendered manifests that are kept, so that reading one in pieces renders it once."""
@@ -140,6 +154,8 @@ class Folders:
                 return ROOT_NODE
             case Kind.VERSIONS | Kind.SNAPSHOTS | Kind.META:
                 return virtual_node(Kind.AGENT, number)
+            case Kind.SIGNATURE:
+                return virtual_node(Kind.META, self._signed(number).agent_id)
             case _:
                 return virtual_node(Kind.META, self._version(number).agent_id)
 
@@ -186,6 +202,8 @@ class Folders:
                 return self._version(number).record
             case Kind.MANIFEST:
                 return self._manifest(self._version(number).root)
+            case Kind.SIGNATURE:
+                return self._signed(number).signature
             case _:
                 raise NoEntryError
 
@@ -200,6 +218,11 @@ class Folders:
             agent = self.agent(version.agent_id)
             size = len(self.content(_ino(kind, number)))
             return _Shape(stat.S_IFREG | 0o444, 1, agent.uid, agent.gid, size, version.created_ns)
+        if kind is Kind.SIGNATURE:
+            version = self._signed(number)
+            agent = self.agent(version.agent_id)
+            size = len(version.signature)
+            return _Shape(stat.S_IFREG | 0o444, 1, agent.uid, agent.gid, size, version.signed_ns)
         agent = self.agent(number)
         match kind:
             case Kind.AGENT:
@@ -261,11 +284,11 @@ class Folders:
         return sorted(found, key=lambda entry: entry.position)
 
     def _find_meta(self, agent_id: int, name: str) -> KernelNode | None:
-        for suffix, kind in ((_RECORD_SUFFIX, Kind.RECORD), (_MANIFEST_SUFFIX, Kind.MANIFEST)):
+        for suffix, kind in _META_FILES:
             if name.endswith(suffix):
                 version = self._store.find_version(agent_id, name.removesuffix(suffix))
-                if version is not None:
-                    return virtual_node(kind, version.root)
+                if version is not None and (kind is not Kind.SIGNATURE or version.signature):
+                    return _meta_node(kind, version)
         return None
 
     def _version(self, number: int) -> VersionRecord:
@@ -277,6 +300,13 @@ class Folders:
             raise NoEntryError
         version = self._store.find_version(root.agent_id, root.name)
         if version is None or version.root != number:
+            raise NoEntryError
+        return version
+
+    def _signed(self, number: int) -> VersionRecord:
+        """Return the version whose latest signature has the id *number*."""
+        version = self._version(number & MAX_ROOT_ID)
+        if not version.signature or signature_id(version.root, version.signatures) != number:
             raise NoEntryError
         return version
 
@@ -292,16 +322,27 @@ class Folders:
 
 def meta_names(label: str) -> list[bytes]:
     """Return the names in `@meta/` that belong to the version *label*."""
-    return [(label + suffix).encode() for suffix in (_RECORD_SUFFIX, _MANIFEST_SUFFIX)]
+    return [(label + suffix).encode() for suffix, _ in _META_FILES]
+
+
+def signature_name(label: str) -> bytes:
+    """Return the name in `@meta/` of the signature of the version *label*."""
+    return (label + _SIGNATURE_SUFFIX).encode()
 
 
 def _meta_entries(version: VersionRecord) -> list[FolderEntry]:
-    record, text = meta_names(version.label)
-    first = 2 * version.root + 1
+    first = len(_META_FILES) * version.root + 1
     return [
-        FolderEntry(first, record, virtual_node(Kind.RECORD, version.root)),
-        FolderEntry(first + 1, text, virtual_node(Kind.MANIFEST, version.root)),
+        FolderEntry(first + place, (version.label + suffix).encode(), _meta_node(kind, version))
+        for place, (suffix, kind) in enumerate(_META_FILES)
+        if kind is not Kind.SIGNATURE or version.signature
     ]
+
+
+def _meta_node(kind: Kind, version: VersionRecord) -> KernelNode:
+    if kind is Kind.SIGNATURE:
+        return virtual_node(kind, signature_id(version.root, version.signatures))
+    return virtual_node(kind, version.root)
 
 
 def _ino(kind: Kind, number: int) -> Ino:

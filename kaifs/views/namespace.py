@@ -603,7 +603,8 @@ class Namespace:
         What belongs to versions is read-only like them; the rest is kaifs's own.
         """
         kind, _ = split_virtual(ino)
-        if self.read_only or kind in (Kind.VERSIONS, Kind.META, Kind.RECORD, Kind.MANIFEST):
+        of_versions = (Kind.VERSIONS, Kind.META, Kind.RECORD, Kind.SIGNATURE, Kind.MANIFEST)
+        if self.read_only or kind in of_versions:
             return SealedError()
         return NotPermittedError()
 

@@ -8,7 +8,16 @@ what they show, so a number says everything and nothing is kept.
 from enum import IntEnum
 from typing import Final
 
-from kaifs.base.types import Ino, KernelNode, RootId, Slot, kernel_node, split_kernel_node, stat_ino
+from kaifs.base.types import (
+    MAX_ROOT_ID,
+    Ino,
+    KernelNode,
+    RootId,
+    Slot,
+    kernel_node,
+    split_kernel_node,
+    stat_ino,
+)
 
 VIRTUAL_ROOT: Final = RootId(0)
 VIRTUAL_SLOT: Final = Slot(0)
@@ -34,6 +43,8 @@ class Kind(IntEnum):
     """`AGENT/@meta/LABEL.json`; root id of the version."""
     MANIFEST = 6
     """`AGENT/@meta/LABEL.mtree`; root id of the version."""
+    SIGNATURE = 7
+    """`AGENT/@meta/LABEL.json.sig`; root id of the version, and which of its signatures."""
 
 
 def virtual_ino(kind: Kind, number: int) -> Ino:
@@ -49,8 +60,18 @@ def virtual_node(kind: Kind, number: int) -> KernelNode:
 def split_virtual(ino: Ino) -> tuple[Kind | None, int]:
     """Return the kind and the id in *ino*; the kind is None if there is no such kind."""
     number = ino >> _ID_BITS
-    kind = Kind(number) if number <= Kind.MANIFEST else None
+    kind = Kind(number) if number < len(Kind) else None
     return kind, ino & _ID_MASK
+
+
+def signature_id(root: RootId, signatures: int) -> int:
+    """Return the id of the latest of *signatures* signatures of the version with *root*.
+
+    A signature that is replaced is another file: with the writeback cache the kernel keeps the
+    size of a file that it knows, whatever it is told. Five bits are left for the count, so only
+    who has the 32nd before it open could take one for the other.
+    """
+    return signatures << MAX_ROOT_ID.bit_length() & _ID_MASK | root
 
 
 def virtual_stat_ino(node: KernelNode) -> int:

@@ -14,9 +14,10 @@ from kaifs.store.changes import (
     SnapshotRenamed,
     VersionAdded,
     VersionRemoved,
+    VersionSigned,
 )
 from kaifs.tree.forest import Forest
-from kaifs.views.folders import CURRENT, meta_names
+from kaifs.views.folders import CURRENT, meta_names, signature_name
 from kaifs.views.namespace import Namespace
 from kaifs.views.numbers import ROOT_NODE, Kind, virtual_node
 
@@ -43,6 +44,9 @@ def stale_names(namespace: Namespace, change: Change) -> list[StaleName]:
             found = [StaleName(versions, change.label.encode())]
             found += [StaleName(meta, name) for name in meta_names(change.label)]
             return found
+        case VersionSigned():
+            meta = virtual_node(Kind.META, change.agent_id)
+            return [StaleName(meta, signature_name(change.label))]
         case SnapshotAdded() | SnapshotRemoved():
             snapshots = virtual_node(Kind.SNAPSHOTS, change.agent_id)
             return [StaleName(snapshots, change.name.encode())]
