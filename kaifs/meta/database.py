@@ -111,7 +111,9 @@ class Database:
             try:
                 with self._env.begin(buffers=True) as txn:
                     value = txn.get(key, db=self._tables[table])
-                    return value and unprotect(value, f"{table} {key.hex()}")
+                    if value is None:
+                        return None
+                    return unprotect(value, f"{table} {key.hex()}")
             except lmdb.Error as error:
                 raise StoreDamagedError(f"index: {error}") from error
 
