@@ -41,7 +41,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         base = context.store.find_version(target.agent.agent_id, target.label)
         source = context.forest.tree(target.root)
         sealed = yield from seal_tree(context, source, version_tree(context, base))
-        text = sealed.manifest
+        text = context.manifests.render(sealed.tree)
         context.manifests.forget(sealed.tree.root.root_id)
         context.forest.drop(sealed.tree.root.root_id)
     for start in range(0, len(text), CHUNK_SIZE):

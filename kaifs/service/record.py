@@ -1,10 +1,7 @@
 """The record of a version: the specification's AgentVersion, as canonical JSON.
 
-Canonical means RFC 8785: members sorted, no spaces, UTF-8. Member names are
-those of the specification and of environment variables. Numbers are whole, or
-thousandths, which Python spells as RFC 8785 does. These
-bytes are stored, hashed into the child's record and, later, signed; the file
-list is not in them, `show --json` renders it.
+Canonical means RFC 8785. These bytes are stored, hashed into the child's record
+and signed; the file list is not in them, `show --json` renders it.
 
 `configChecksum` is the SHA-256 of the manifest's lines of regular files that
 are configuration by their name (`*.toml *.yaml *.yml *.json *.ini *.cfg
@@ -16,11 +13,11 @@ empty: nothing is read from the agent's files yet.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Final, Literal
 
 import msgspec
 
+from kaifs.base.canonical import canonical_json
 from kaifs.base.digest import sha256
 from kaifs.base.errors import ArgumentValueError, StoreDamagedError
 from kaifs.service.evidence import Evidence
@@ -99,6 +96,8 @@ class AgentVersion(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     version: str
     hash: str
     """SHA-256 of the canonical manifest."""
+    tree_digest: str
+    """SHA-256 over all metadata of the tree, see `kaifs.tree.manifest`."""
     parent: str | msgspec.UnsetType = msgspec.UNSET
     """Label of the version that this one was made from."""
     parent_hash: str | msgspec.UnsetType = msgspec.UNSET
@@ -109,9 +108,7 @@ class AgentVersion(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 def encode_record(record: AgentVersion) -> bytes:
     """Return *record* as canonical JSON."""
-    plain = msgspec.to_builtins(record)
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
+    return canonical_json(msgspec.to_builtins(record))
 
 
 def decode_record(record: bytes) -> AgentVersion:

@@ -91,10 +91,11 @@ def add_version(
     """Let *sealed* be the version *label* of *agent*, which must be free."""
     store = context.store
     created_ns = store.clock.now_ns()
-    state_checksum, config_checksum = state_checksums(sealed.manifest)
+    state_checksum, config_checksum = state_checksums(context.manifests.render(sealed.tree))
     record = AgentVersion(
         version=label,
         hash=sealed.hash,
+        tree_digest=sealed.tree_digest,
         parent=parent.label if parent is not None else msgspec.UNSET,
         parent_hash=record_hash(parent.record) if parent is not None else msgspec.UNSET,
         metadata=VersionMetadata(

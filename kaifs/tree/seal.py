@@ -8,20 +8,22 @@ and its bytes are cut into canonical chunks, which the source then shares.
 from __future__ import annotations
 
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 from kaifs.base.digest import Sha256, sha256
 from kaifs.base.types import BlockId, Ino
 from kaifs.blocks.chunking import INLINE_MAX, Chunker
 from kaifs.meta import keys
-from kaifs.meta.records import INODE, Extent, RootState
+from kaifs.meta.records import INODE, Extent, InodeRecord, RootState
 from kaifs.tree.diff import changed_inos, directories_to_render
 from kaifs.tree.forest import Forest
-from kaifs.tree.manifest import Manifests, manifest_hash
+from kaifs.tree.manifest import Manifests
 from kaifs.tree.tree import Tree
 
 _ZEROS = bytes(1 << 20)
+_WALKED_AT_ONCE = 2000
+"""Inodes after which others may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +31,16 @@ class SealedTree:
     """A tree that never changes again, of nobody yet."""
 
     tree: Tree
-    manifest: bytes
     hash: str
     """SHA-256 of the manifest, lower-case hex."""
+    tree_digest: str
+    """SHA-256 over all metadata, lower-case hex."""
 
 
 def seal(
     forest: Forest, manifests: Manifests, source: Tree, base: Tree | None
 ) -> Generator[int, None, SealedTree]:
-    """Seal what *source* is now. Yields the bytes just read, to let others run.
+    """Seal what *source* is now. Yields the bytes just read, perhaps 0, to let others run.
 
     Args:
         forest: The trees of the store.
@@ -54,7 +57,8 @@ def seal(
     changes = source.root.changes
     before: dict[Ino, list[Extent]] = {}
     try:
-        text = yield from _canonical_manifest(manifests, tree, base, before)
+        yield from _make_canonical(manifests, tree, base, before)
+        digests = manifests.hash(tree), manifests.tree_digest(tree)
     except BaseException:
         manifests.forget(tree.root.root_id)
         forest.drop(tree.root.root_id)
@@ -65,25 +69,26 @@ def seal(
         else:
             _adopt_content(source, tree, before)
     forest.store.set_root_state(tree.root, RootState.SEALED)
-    return SealedTree(tree, text, manifest_hash(text))
+    return SealedTree(tree, *digests)
 
 
-def _canonical_manifest(
+def _make_canonical(
     manifests: Manifests, tree: Tree, base: Tree | None, before: dict[Ino, list[Extent]]
-) -> Generator[int, None, bytes]:
+) -> Generator[int, None, None]:
     """Put what changed in *tree* since *base* into canonical blocks; *before* is what it had."""
     directories: set[Ino] = set()
     if base is not None and base.root.lineage == tree.root.lineage:
         changed = changed_inos(base, tree)
         directories = directories_to_render(base, tree, changed)
-        candidates = list(changed)
+        files = _files_without_digest(tree, changed)
     else:
         base = None
-        candidates = [entry.ino for entry in tree.walk()]
-    for ino in _files_without_digest(tree, candidates):
+        files = yield from _all_without_digest(tree)
+    for ino in files:
         before[ino] = tree.content.extents(ino)
         yield from canonicalise(tree, ino)
-    return manifests.render(tree, base=base, changed=directories)
+    for _ in manifests.prepare(tree, base=base, changed=directories):
+        yield 0
 
 
 def _adopt_content(source: Tree, tree: Tree, before: dict[Ino, list[Extent]]) -> None:
@@ -98,16 +103,28 @@ def _adopt_content(source: Tree, tree: Tree, before: dict[Ino, list[Extent]]) ->
             source.set_content(ino, tree.content.extents(ino), sealed.size, sealed.sha256)
 
 
-def _files_without_digest(tree: Tree, candidates: list[Ino]) -> list[Ino]:
+def _files_without_digest(tree: Tree, candidates: Iterable[Ino]) -> list[Ino]:
     found = []
-    # A file with several names is met several times.
-    for ino in dict.fromkeys(candidates):
+    for ino in candidates:
         value = tree.btree.get(keys.inode_key(ino))
-        if value is not None:
-            inode = INODE.decode(value)
-            if stat.S_ISREG(inode.mode) and not inode.sha256:
-                found.append(ino)
+        if value is not None and _lacks_digest(INODE.decode(value)):
+            found.append(ino)
     return found
+
+
+def _all_without_digest(tree: Tree) -> Generator[int, None, list[Ino]]:
+    found = []
+    for count, entry in enumerate(tree.walk(), 1):
+        if _lacks_digest(entry.inode):
+            found.append(entry.ino)
+        if count % _WALKED_AT_ONCE == 0:
+            yield 0
+    # A file with several names is met several times.
+    return list(dict.fromkeys(found))
+
+
+def _lacks_digest(inode: InodeRecord) -> bool:
+    return stat.S_ISREG(inode.mode) and not inode.sha256
 
 
 def canonicalise(tree: Tree, ino: Ino) -> Generator[int, None, None]:

@@ -171,7 +171,9 @@ def test_version_s_record_is_the_json_that_the_format_describes(store: Path) -> 
 
     fields = msgspec.json.decode(record)
 
-    assert sorted(fields) == ["dependencies", "hash", "metadata", "parent", "parentHash", "version"]
+    assert " ".join(sorted(fields)) == (
+        "dependencies hash metadata parent parentHash treeDigest version"
+    )
     assert (fields["version"], fields["hash"], fields["parent"]) == (label, digest, "1.0.0")
 
 

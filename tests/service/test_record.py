@@ -40,7 +40,7 @@ def record(notes: str = "") -> AgentVersion:
         config_checksum="c",
         tags=("b", "a"),
     )
-    return AgentVersion(version="1.0.0", hash="h", metadata=metadata)
+    return AgentVersion(version="1.0.0", hash="h", tree_digest="t", metadata=metadata)
 
 
 def test_members_are_sorted_and_absent_ones_left_out() -> None:
@@ -48,7 +48,7 @@ def test_members_are_sorted_and_absent_ones_left_out() -> None:
     assert encode_record(record()) == (
         b'{"dependencies":[],"hash":"h","metadata":{"agentStateChecksum":"s","author":"ann",'
         b'"commitHash":"","configChecksum":"c","created":"2026-11-22T20:15:03.000000Z",'
-        b'"notes":"","snapshotType":"manual","tags":["b","a"]},"version":"1.0.0"}'
+        b'"notes":"","snapshotType":"manual","tags":["b","a"]},"treeDigest":"t","version":"1.0.0"}'
     )
 
 

@@ -121,6 +121,10 @@ class Grove:
         self.store.put_agent(replace(self.agent, version=label))
         return sealed
 
+    def seal_as_text(self, label: str) -> bytes:
+        """Seal current as the version *label* and return its manifest."""
+        return self.manifests.render(self.seal(label).tree)
+
     def add_version(self, label: str, sealed: SealedTree) -> None:
         """Let *sealed* be the version *label*."""
         root = sealed.tree.root
@@ -196,3 +200,11 @@ def listing(tree: Tree) -> dict[bytes, tuple[object, ...]]:
         owner = (inode.mode, inode.uid, inode.gid, inode.rdev)
         found[path] = (*owner, content, tuple(sorted(tree.xattrs(ino).items())))
     return found
+
+
+def assert_known(grove: Grove, sealed: SealedTree) -> None:
+    """Check that what was kept of other trees gives what a fresh rendering gives."""
+    fresh = Manifests()
+    assert grove.manifests.render(sealed.tree) == fresh.render(sealed.tree)
+    assert sealed.hash == fresh.hash(sealed.tree)
+    assert sealed.tree_digest == fresh.tree_digest(sealed.tree)

@@ -602,7 +602,7 @@ def a_version_is_sealed_as_current_was(patient: Patient) -> None:
     """It differs in nothing from a tree that was checked before, and that need not have it."""
     clone = patient.grove.forest.clone(patient.grove.current)
     patient.store.set_root_state(clone.root, RootState.SEALED)
-    patient.grove.add_version("2.0.0", SealedTree(clone, b"", ""))
+    patient.grove.add_version("2.0.0", SealedTree(clone, "", ""))
 
 
 @breaks(18)
