@@ -455,6 +455,18 @@ class SignersFileError(KaifsError):
     hint = "mend the line: nothing is trusted until then"
 
 
+# --- of history and retention --------------------------------------------------------------
+
+
+class NoRuleError(KaifsError):
+    """Versions are to be pruned, and no rule says which are kept."""
+
+    code = "E185"
+    message = "No rule says which versions are kept"
+    errno = errno.EINVAL
+    hint = "give one, such as --keep-last 10, or set one with 'kaifs policy'"
+
+
 # --- of files: what a system call returns ------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from kaifs.cli.output import format_size, print_json, table
+from kaifs.cli.output import format_size, print_json, printable, table
 from kaifs.cli.session import call
 
 _DATE_SIZE = len("2026-11-22")
@@ -11,13 +11,21 @@ _DATE_SIZE = len("2026-11-22")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("agent", nargs="?", metavar="AGENT")
+    parser.add_argument(
+        "--tag",
+        dest="tags",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only versions with a tag that fits; can be repeated",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """List them."""
     from kaifs.service.list_ import Params
 
-    found = call(args, "list", Params(agent=args.agent))
+    found = call(args, "list", Params(agent=args.agent, tags=tuple(args.tags)))
     if args.json:
         print_json(found.agents if args.agent is None else found.versions)
     elif args.agent is not None:
@@ -26,10 +34,13 @@ def run(args: argparse.Namespace) -> int:
         for version in found.versions:
             print(f"  {version.version}{' (current)' if version.is_current else ''}")
             created = version.metadata.created[:_DATE_SIZE]
-            print(f"    Created: {created} by {version.metadata.author}")
+            print(f"    Created: {created} by {printable(version.metadata.author)}")
             print(f"    Size: {format_size(version.size)}")
+            if args.tags:
+                print(f"    Tags: {printable(', '.join(version.metadata.tags))}")
             if version.metadata.notes:
-                print(f"    Notes: {version.metadata.notes}")
+                lines = map(printable, version.metadata.notes.splitlines())
+                print("    Notes: " + "\n           ".join(lines))
             print()
     elif found.agents:
         rows = [

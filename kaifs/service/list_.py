@@ -1,10 +1,11 @@
 """Lists agents, or the versions of one, newest first."""
 
 from collections.abc import Generator
+from fnmatch import fnmatchcase
 
 import msgspec
 
-from kaifs.base.errors import AccessDeniedError
+from kaifs.base.errors import AccessDeniedError, ArgumentValueError
 from kaifs.meta.records import AgentRecord
 from kaifs.service.context import Context
 from kaifs.service.record import VersionMetadata, decode_record
@@ -17,6 +18,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     agent: str | None = None
     """None lists the agents."""
+    tags: tuple[str, ...] = ()
+    """Only versions with a tag that fits one of these patterns of the shell; none: all."""
 
 
 class AgentInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -52,15 +55,18 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     Raises:
         AgentNotFoundError: there is no such agent.
         AccessDeniedError: its folder is closed to the caller.
+        ArgumentValueError: agents have no tags.
     """
     yield from ()
     store = context.store
+    if params.tags and params.agent is None:
+        raise ArgumentValueError("only versions have tags: name an agent")
     if params.agent is None:
         agents = (_agent_info(context, agent) for agent in store.agents())
         return Result(agents=tuple(info for info in agents if info is not None))
     agent = get_agent(store, params.agent)
     context.require_reader(agent)
-    versions = tuple(
+    versions = (
         VersionInfo(
             version=version.label,
             metadata=decode_record(version.record).metadata,
@@ -69,7 +75,13 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         )
         for version in reversed(store.versions(agent.agent_id))
     )
-    return Result(versions=versions)
+    return Result(versions=tuple(info for info in versions if _is_wanted(info, params.tags)))
+
+
+def _is_wanted(info: VersionInfo, patterns: tuple[str, ...]) -> bool:
+    return not patterns or any(
+        fnmatchcase(tag, pattern) for tag in info.metadata.tags for pattern in patterns
+    )
 
 
 def _agent_info(context: Context, agent: AgentRecord) -> AgentInfo | None:
@@ -80,6 +92,6 @@ def _agent_info(context: Context, agent: AgentRecord) -> AgentInfo | None:
     return AgentInfo(
         agent=agent.name,
         version=agent.version,
-        versions=len(context.store.versions(agent.agent_id)),
+        versions=context.store.count_versions(agent.agent_id),
         snapshots=len(context.store.snapshots(agent.agent_id)),
     )

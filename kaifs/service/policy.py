@@ -12,6 +12,7 @@ from kaifs.base.errors import StoreDamagedError
 from kaifs.meta.records import AgentRecord
 from kaifs.service.context import Context
 from kaifs.service.reference import get_agent
+from kaifs.service.retention import NO_RETENTION, Retention
 from kaifs.service.steps import Item, Step
 
 OnDamage = Literal["keep", "fallback"]
@@ -25,6 +26,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_def
     on_damage: OnDamage = "keep"
     """What current does when the version that it is based on turns out damaged: go on, or fall
     back to the last good one."""
+    retention: Retention = NO_RETENTION
+    """Which versions `prune` keeps if it is not told."""
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -33,6 +36,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     agent: str
     require_signature: bool | None = None
     on_damage: OnDamage | None = None
+    retention: Retention | None = None
+    """In place of all rules before; without a rule there is none any more."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -41,6 +46,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     agent: str
     require_signature: bool
     on_damage: OnDamage
+    retention: Retention
 
 
 def policy_of(agent: AgentRecord) -> Policy:
@@ -69,13 +75,16 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     """Show an agent's policy, after what *params* say was changed.
 
     Raises:
+        ArgumentValueError: a rule of retention cannot be followed.
         KaifsError: as `get_agent`; E105.
     """
     yield from ()
     agent = get_agent(context.store, params.agent)
+    if params.retention is not None:
+        params.retention.check()
     changes = {
         name: value
-        for name in ("require_signature", "on_damage")
+        for name in ("require_signature", "on_damage", "retention")
         if (value := getattr(params, name)) is not None
     }
     policy = policy_of(agent)
@@ -89,4 +98,5 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         agent=agent.name,
         require_signature=policy.require_signature,
         on_damage=policy.on_damage,
+        retention=policy.retention,
     )

@@ -5,8 +5,9 @@ from collections.abc import Generator
 import msgspec
 
 from kaifs.base.errors import VersionInUseError
+from kaifs.meta.records import VersionRecord
 from kaifs.service.context import Context
-from kaifs.service.record import decode_record
+from kaifs.service.record import decode_record, record_hash
 from kaifs.service.reference import SNAPSHOTS, resolve_version
 from kaifs.service.steps import Item, Step
 
@@ -42,7 +43,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     needed_by = [
         f"{agent.name}@{child.label}"
         for child in store.versions(agent.agent_id)
-        if decode_record(child.record).parent == version.label
+        if _is_parent(version, child)
     ] + [
         f"{agent.name}/{SNAPSHOTS}/{snapshot.name}"
         for snapshot in store.snapshots(agent.agent_id)
@@ -55,3 +56,8 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         )
     store.remove_version(agent.agent_id, version.label)
     return Result(agent=agent.name, version=version.label)
+
+
+def _is_parent(version: VersionRecord, child: VersionRecord) -> bool:
+    record = decode_record(child.record)
+    return record.parent == version.label and record.parent_hash == record_hash(version.record)

@@ -241,6 +241,10 @@ class Registry:
         versions = [version for version in found if version is not None]
         return sorted(versions, key=lambda version: parse_label(version.label))
 
+    def count_versions(self, agent_id: int) -> int:
+        """Return how many versions an agent has."""
+        return len(self.pending.keys(Table.VERSIONS, _owned(agent_id)))
+
     def find_version(self, agent_id: int, label: str) -> VersionRecord | None:
         """Return an agent's version, None if there is none with that label."""
         if len(label) > 255 or not label:

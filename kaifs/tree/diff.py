@@ -11,10 +11,11 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kaifs.base.errors import NoEntryError
 from kaifs.base.types import TOP_INO, Ino
 from kaifs.meta import keys
 from kaifs.meta.records import INODE, InodeRecord
-from kaifs.tree.btree import differing
+from kaifs.store.differing import differing
 from kaifs.tree.tree import Tree
 
 
@@ -68,6 +69,62 @@ def diff(old: Tree, new: Tree) -> Iterator[Difference]:
     yield from sorted(found, key=lambda difference: (difference.path, difference.status))
 
 
+def diff_path(old: Tree, new: Tree, path: bytes) -> list[Difference]:
+    """Return what leads from *old* to *new* at *path* or below it, as `diff` does.
+
+    For anything but a directory this costs some lookups, however much differs elsewhere.
+    """
+    if old.root.top == new.root.top:
+        return []
+    before, after = find_path(old, path), find_path(new, path)
+    sides = [side for side in ((old, before), (new, after)) if side[1] is not None]
+    if any(_is_directory(tree.inode(ino)) for tree, ino in sides if ino is not None):
+        return [found for found in diff(old, new) if _concerns(found, path)]
+    if before is not None and after is not None:
+        found = _compare(old, before, new, after, path)
+        return [] if found is None else [found]
+    if before is None and after is None:
+        return []
+    is_lineage = old.root.lineage == new.root.lineage
+    if after is not None:
+        left = _moved_from(new, after, old) if is_lineage else []
+        if left:
+            return [Difference("R", path, after, after, left[0])]
+        return [Difference("A", path, None, after)]
+    assert before is not None
+    come = _moved_from(old, before, new) if is_lineage else []
+    if come:
+        return [Difference("R", come[0], before, before, path)]
+    return [Difference("D", path, before, None)]
+
+
+def find_path(tree: Tree, path: bytes) -> Ino | None:
+    """Return what *path* is, from the top, without following symbolic links; None if nothing."""
+    try:
+        return tree.resolve(path)
+    except NoEntryError:
+        return None
+
+
+def _concerns(difference: Difference, path: bytes) -> bool:
+    for changed in (difference.path, difference.old_path):
+        if changed is None:
+            continue
+        if changed == path or changed.startswith(path + b"/"):
+            return True
+        # A folder above that was renamed took it along.
+        if difference.status == "R" and path.startswith(changed + b"/"):
+            return True
+    return False
+
+
+def _moved_from(here: Tree, ino: Ino, there: Tree) -> list[bytes]:
+    """Return the paths that *ino* of *here* has in *there* and not in *here*."""
+    if not _is_same(_find(here, ino), _find(there, ino)):
+        return []
+    return [path for path in there.paths(ino) if find_path(here, path) != ino]
+
+
 def _find(tree: Tree, ino: Ino) -> InodeRecord | None:
     value = tree.btree.get(keys.inode_key(ino))
     inode = None if value is None else INODE.decode(value)
@@ -91,11 +148,12 @@ def _diff_lineage(old: Tree, new: Tree) -> list[Difference]:
             before is not None and after is not None and _differ(old, ino, before, new, ino, after)
         ):
             found += [Difference("M", path, ino, ino) for path in new.paths(ino)]
-    for path in gone.keys() & come.keys():
+    known: dict[tuple[Ino, Ino], str] = {}
+    for path in sorted(gone.keys() & come.keys()):
         if _is_moved_directory(old, gone[path], new, come[path]):
             # Told as renamed; what is below it has not changed and goes with it.
             continue
-        difference = _compare(old, gone.pop(path), new, come.pop(path), path)
+        difference = _compare(old, gone.pop(path), new, come.pop(path), path, known)
         if difference is not None:
             found.append(difference)
     return found + _pair(old, gone, new, come)
@@ -137,13 +195,50 @@ def _pair(old: Tree, gone: dict[bytes, Ino], new: Tree, come: dict[bytes, Ino]) 
     return found
 
 
-def _compare(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino, path: bytes) -> Difference | None:
+def _compare(
+    old: Tree,
+    old_ino: Ino,
+    new: Tree,
+    new_ino: Ino,
+    path: bytes,
+    known: dict[tuple[Ino, Ino], str] | None = None,
+) -> Difference | None:
+    """Return how two objects of one path differ.
+
+    What was found is kept in *known*: a file with many names is looked at once.
+    """
+    known = {} if known is None else known
+    status = known.get((old_ino, new_ino))
+    if status is None:
+        status = known[old_ino, new_ino] = _status(old, old_ino, new, new_ino)
+    return Difference(status, path, old_ino, new_ino) if status else None
+
+
+def _status(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino) -> str:
+    """Return T, M, or nothing if the two are the same."""
     before, after = old.inode(old_ino), new.inode(new_ino)
     if stat.S_IFMT(before.mode) != stat.S_IFMT(after.mode):
-        return Difference("T", path, old_ino, new_ino)
-    if _differ(old, old_ino, before, new, new_ino, after):
-        return Difference("M", path, old_ino, new_ino)
-    return None
+        return "T"
+    is_different = _differ(old, old_ino, before, new, new_ino, after) or linked_elsewhere(
+        old, old_ino, new, new_ino
+    )
+    return "M" if is_different else ""
+
+
+def linked_elsewhere(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino) -> bool:
+    """Return whether what two objects of one path are hard links of has changed.
+
+    Only names that are there before and after count: one that came or went is told itself.
+    """
+    before, after = old.inode(old_ino), new.inode(new_ino)
+    if stat.S_ISDIR(before.mode) or stat.S_ISDIR(after.mode):
+        return False
+    if before.nlink < 2 and after.nlink < 2:
+        return False
+    names, others = set(old.paths(old_ino)), set(new.paths(new_ino))
+    return any(
+        find_path(new if path in names else old, path) is not None for path in names ^ others
+    )
 
 
 def _differ(
@@ -183,12 +278,16 @@ def same_content(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino) -> bool:
 def _diff_walks(old: Tree, new: Tree) -> Iterator[Difference]:
     """Walk two trees side by side, by path. O(both)."""
     stack = [(TOP_INO, TOP_INO, b"")]
+    linked: dict[tuple[Ino, Ino], str] = {}
     while stack:
         old_ino, new_ino, path = stack.pop()
-        difference = _compare(old, old_ino, new, new_ino, path)
+        before, after = old.inode(old_ino), new.inode(new_ino)
+        # A directory's links are its subdirectories, and it is met once anyway.
+        has_names = max(before.nlink, after.nlink) > 1 and not stat.S_ISDIR(before.mode)
+        known = linked if has_names else None
+        difference = _compare(old, old_ino, new, new_ino, path, known)
         if difference is not None:
             yield difference
-        before, after = old.inode(old_ino), new.inode(new_ino)
         ours = _names(old, old_ino) if stat.S_ISDIR(before.mode) else {}
         theirs = _names(new, new_ino) if stat.S_ISDIR(after.mode) else {}
         for name in ours.keys() | theirs.keys():
