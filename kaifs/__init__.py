@@ -2,8 +2,10 @@
 
 For programs, on a store that has a daemon or none::
 
-    from kaifs import KaifsError, SnapshotIsolationManager, SnapshotOptions
+    from kaifs import AgentVersionManager, SnapshotIsolationManager, SnapshotOptions
 
+    versions = AgentVersionManager("bot", "/srv/store")
+    versions.import_version("/srv/bot", "1.0.0")
     manager = SnapshotIsolationManager("/srv/store")
     snapshot = manager.create_isolated_snapshot("bot", "1.0.0", SnapshotOptions(memory_limit="1g"))
 
@@ -18,9 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from kaifs.api.snapshots import SnapshotIsolationManager, SnapshotOptions, read_suite
+    from kaifs.api.versions import AgentVersion, AgentVersionManager
     from kaifs.base.errors import KaifsError, VersionErrorCode
     from kaifs.service.commit import CommitResult
     from kaifs.service.isolation import IsolatedSnapshot, IsolationConfig
+    from kaifs.service.list_ import VersionInfo
+    from kaifs.service.record import VersionDependency, VersionedFile, VersionMetadata
     from kaifs.service.rollback import RollbackResult, RollbackStep, ValidationResult
     from kaifs.service.suite import TestCase, TestSuite
     from kaifs.service.suite_runner import TestResult
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AgentVersion",
+    "AgentVersionManager",
     "CommitResult",
     "IsolatedSnapshot",
     "IsolationConfig",
@@ -40,12 +47,18 @@ __all__ = [
     "TestResult",
     "TestSuite",
     "ValidationResult",
+    "VersionDependency",
     "VersionErrorCode",
+    "VersionInfo",
+    "VersionMetadata",
+    "VersionedFile",
     "__version__",
     "read_suite",
 ]
 
 _MODULES: Final = {
+    "AgentVersion": "api.versions",
+    "AgentVersionManager": "api.versions",
     "CommitResult": "service.commit",
     "IsolatedSnapshot": "service.isolation",
     "IsolationConfig": "service.isolation",
@@ -58,7 +71,11 @@ _MODULES: Final = {
     "TestResult": "service.suite_runner",
     "TestSuite": "service.suite",
     "ValidationResult": "service.rollback",
+    "VersionDependency": "service.record",
     "VersionErrorCode": "base.errors",
+    "VersionInfo": "service.list_",
+    "VersionMetadata": "service.record",
+    "VersionedFile": "service.record",
     "read_suite": "api.snapshots",
 }
 """Where each name is defined."""

@@ -2,10 +2,9 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from kaifs.cli.output import DONE, format_size, print_json, say, warn, write_bytes
-from kaifs.cli.session import call
+from kaifs.cli.session import progress_bar, store_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -16,23 +15,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export the tree."""
+    from kaifs.api.exchange import export_folder, export_tar
     from kaifs.base.errors import ArgumentValueError, TargetError
-    from kaifs.service.export import Params
-    from kaifs.service.host_target import FolderTarget, TarTarget, feeder
 
-    params = Params(reference=args.reference)
-    target: FolderTarget | TarTarget
     is_stream = args.target == "-"
     if is_stream and args.json:
         raise ArgumentValueError("--json and a tar stream both need stdout")
     if is_stream and sys.stdout.isatty():
         raise TargetError("stdout is a terminal")
-    target = TarTarget(write_bytes) if is_stream else FolderTarget(Path(args.target))
-    try:
-        done = call(args, "export", params, has_progress=True, on_output=feeder(target))
-    finally:
-        target.abandon()
-    for line in target.skipped:
+    store, reference = store_of(args), args.reference
+    with progress_bar(args) as on_progress:
+        if is_stream:
+            done = export_tar(store, reference, write_bytes, on_progress)
+        else:
+            done = export_folder(store, reference, args.target, on_progress)
+    for line in done.skipped:
         warn(args, f"not kept: {line}")
     if args.json:
         print_json(done)

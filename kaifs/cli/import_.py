@@ -5,11 +5,10 @@ Nothing may write to the directory meanwhile.
 """
 
 import argparse
-from pathlib import Path
 
 from kaifs.cli.description import add_description, description
 from kaifs.cli.output import DONE, format_size, print_json, say
-from kaifs.cli.session import call, shows_progress, store_of
+from kaifs.cli.session import progress_bar, store_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +21,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Import the directory."""
-    from kaifs.service.host_source import HostSource
-    from kaifs.service.import_ import Params
+    from kaifs.api.exchange import import_folder
 
-    source = HostSource(Path(args.directory), store_of(args), count=shows_progress(args))
-    params = Params(agent=args.agent, label=args.label, description=description(args))
-    made = call(args, "import", params, source=iter(source), has_progress=True)
+    with progress_bar(args) as on_progress:
+        made = import_folder(
+            store_of(args),
+            args.agent,
+            args.directory,
+            args.label,
+            description(args),
+            on_progress,
+        )
     if args.json:
         print_json(made)
     else:

@@ -101,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
         sys.stdout.flush()
     except KaifsError as error:
-        status = _tell_failure(args, error)
+        from kaifs.cli.output import tell_failure
+
+        status = tell_failure(args, error)
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -134,19 +136,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _module(verb: str) -> str:
     return verb + "_" if verb in ("import", "list") else verb
-
-
-def _tell_failure(args: argparse.Namespace, error: KaifsError) -> int:
-    print(f"kaifs: {error}", file=sys.stderr)
-    if args.json:
-        from kaifs.cli.output import print_json
-
-        failure = {"code": str(error.code), "message": error.message, "details": error.details}
-        if error.subject:
-            failure["details"] = {"subject": error.subject, **error.details}
-        print_json({"error": failure})
-    trouble: int = args.trouble
-    return trouble
 
 
 def _tell_bug(args: argparse.Namespace, error: Exception) -> int:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, Final, TextIO
+
+from kaifs.base.errors import KaifsError
 
 DONE: Final = "✅"
 FAILED: Final = "❌"
@@ -42,6 +45,27 @@ def warn(args: argparse.Namespace, text: str) -> None:
     """Print what went not quite as asked, on stderr."""
     if not args.quiet:
         print(f"kaifs: {text}", file=sys.stderr)
+
+
+def tell_failure(
+    args: argparse.Namespace, error: KaifsError, result: Mapping[str, Any] | None = None
+) -> int:
+    """Print an expected failure, and return the exit status.
+
+    Args:
+        args: The command.
+        error: The failure.
+        result: What the document has beside `error`, for a verb whose result tells of failures
+            too.
+    """
+    print(f"kaifs: {error}", file=sys.stderr)
+    if args.json:
+        failure = {"code": str(error.code), "message": error.message, "details": error.details}
+        if error.subject:
+            failure["details"] = {"subject": error.subject, **error.details}
+        print_json({**(result or {}), "error": failure})
+    trouble: int = args.trouble
+    return trouble
 
 
 def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:

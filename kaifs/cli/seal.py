@@ -7,7 +7,7 @@ import argparse
 
 from kaifs.cli.description import add_description, description
 from kaifs.cli.output import DONE, print_json, say
-from kaifs.cli.session import call
+from kaifs.cli.session import progress_bar, store_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +22,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Seal it."""
-    from kaifs.service.seal import Params
+    from kaifs.api.versions import AgentVersionManager
 
-    params = Params(
-        agent=args.agent,
-        label=args.label,
-        bump=args.bump,
-        source=args.source,
-        description=description(args),
-    )
-    made = call(args, "seal", params, has_progress=True)
+    manager = AgentVersionManager(args.agent, store_of(args))
+    with progress_bar(args) as on_progress:
+        made = manager.seal(
+            args.label,
+            source=args.source,
+            bump=args.bump,
+            description=description(args),
+            on_progress=on_progress,
+        )
     if args.json:
         print_json(made)
     else:

@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     # Before anything is made: a suite that cannot be read.
     suite = _read_suite(args)
     options = snapshot_options(args)
-    say(args, f"Creating isolated snapshot for {args.reference}...")
+    if not args.json:
+        say(args, f"Creating isolated snapshot for {args.reference}...")
     manager = SnapshotIsolationManager(store_of(args))
     made = manager.create_snapshot(args.reference, options, name=args.name)
     if args.quiet and not args.json:

@@ -15,7 +15,7 @@ request up. Items and the steps that are passed on are those of
 """
 
 from struct import Struct
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -52,7 +52,8 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, tag="failure"):
     message: str
     """What a user reads."""
     subject: str = ""
-    details: dict[str, str | int | list[str]] = {}
+    details: dict[str, str | int | list[Any]] = {}
+    """As `kaifs.base.errors.Detail`."""
 
 
 class ShutdownParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,7 +163,7 @@ class RemoteBugError(Exception):
 def failure_of(error: Exception) -> Failure:
     """Return what the other end is told of *error*."""
     if isinstance(error, KaifsError):
-        return Failure(str(error.code), str(error), error.subject, error.details)
+        return Failure(str(error.code), str(error), error.subject, dict(error.details))
     return Failure("", f"{type(error).__name__}: {error}")
 
 

@@ -1,16 +1,46 @@
-"""Makes current show an older version; history is not erased."""
+"""Makes current show an older version; history is not erased.
+
+The specification's three steps are told as it names them: `backup_current`,
+`update_symlink` (the switch) and `validate_rollback`. They are done in an order
+that leaves nothing half done: the target is validated, then current is switched,
+then what it had uncommitted is sealed. A rollback that fails has changed nothing,
+and tells the steps that it came to in the error's details.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
 from kaifs.base.clock import format_time
+from kaifs.base.errors import KaifsError, RollbackValidationError
+from kaifs.meta.records import AgentRecord, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.reference import get_agent, get_version
-from kaifs.service.steps import Item, Step
-from kaifs.service.switching import switch_current
+from kaifs.service.steps import Flush, Item, Step
+from kaifs.service.switching import (
+    finish_backup,
+    open_target,
+    refuse_foreign_mounts,
+    show_target,
+    switch_back,
+)
+from kaifs.tree.tree import Tree
+
+log = logging.getLogger(__name__)
+
+BACKUP: Final = "backup_current"
+SWITCH: Final = "update_symlink"
+VALIDATE: Final = "validate_rollback"
+FAILED: Final = "rollback_failed"
+"""Source: specification, rollbackToVersion."""
+STEPS: Final = "steps"
+"""Under what the details of an error hold the steps of the rollback that it ended."""
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -53,13 +83,17 @@ class RollbackStep(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
 
 
 class RollbackResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The specification's RollbackResult. A rollback that fails raises instead."""
+    """The specification's RollbackResult."""
 
     success: bool
     target_version: str
     previous_version: str | None
+    """What current was based on before; None if on nothing, or if the rollback failed."""
     error: str | None = None
+    """Why it failed: code, message and subject in one line."""
     steps: tuple[RollbackStep, ...]
+    """In the order of the specification; of a failure those that it came to, the last being
+    `rollback_failed`."""
     timestamp: str
 
 
@@ -71,18 +105,104 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 
     Raises:
         InvalidVersionError: there is no such version.
-        KaifsError: as `switch_current`; E105, E120, E121, E123.
+        RollbackValidationError: it is not what its record says.
+        ForeignMountError: something is mounted inside current.
+        KaifsError: E105, E120, E121, E123, E139. Whatever it is, its details hold the steps.
     """
+    told = _Told(params)
+    try:
+        return (yield from _roll_back(context, params, told))
+    except KaifsError as error:
+        told.add(RollbackStep(step=FAILED, success=False, error=str(error)))
+        error.details[STEPS] = msgspec.to_builtins(told.steps)
+        raise
+
+
+def failed_steps(error: KaifsError) -> tuple[RollbackStep, ...]:
+    """Return the steps of the rollback that *error* ended, also if it never got to the verb."""
+    steps = error.details.get(STEPS)
+    if steps is None:
+        return (RollbackStep(step=FAILED, success=False, error=str(error)),)
+    return msgspec.convert(steps, tuple[RollbackStep, ...])
+
+
+@dataclass(slots=True)
+class _Told:
+    """The steps so far; each goes to the log too."""
+
+    params: Params
+    steps: list[RollbackStep] = field(default_factory=list)
+
+    def add(self, step: RollbackStep) -> None:
+        self.steps.append(step)
+        target = f"{self.params.agent}@{self.params.version}"
+        told = {"target": target, "step": step.step, "success": step.success}
+        if step.details is not None:
+            told["details"] = msgspec.to_builtins(step.details)
+        if step.error is not None:
+            told["error"] = step.error
+        log.info("rollback_step", extra=told)
+
+    @contextmanager
+    def failing(self, name: str) -> Iterator[None]:
+        """Tell an expected failure of what is inside as that of the step *name*."""
+        try:
+            yield
+        except KaifsError as error:
+            details = None
+            if name == VALIDATE:
+                details = ValidationResult(valid=False, errors=(str(error),))
+            self.add(RollbackStep(step=name, success=False, details=details, error=str(error)))
+            raise
+
+
+def _roll_back(
+    context: Context, params: Params, told: _Told
+) -> Generator[Step, Item | None, Result]:
     store = context.store
     agent = get_agent(store, params.agent)
     context.require_owner(agent)
     version = get_version(store, agent, params.version)
-    switched = yield from switch_current(context, agent, version)
-    backup = switched.backup
+    with told.failing(SWITCH):
+        refuse_foreign_mounts(context, agent)
+    with told.failing(VALIDATE):
+        clone = open_target(context, version)
+    show_target(context, agent, version, clone)
+    try:
+        with told.failing(BACKUP):
+            yield Flush()
+        with told.failing(VALIDATE):
+            _check_shown(context, agent, version, clone)
+        with told.failing(BACKUP):
+            backup = yield from finish_backup(context, agent.name)
+    except BaseException:
+        switch_back(context, agent.name, agent.head, agent.version)
+        raise
+    for step in _done(agent, version, backup):
+        told.add(step)
+    return RollbackResult(
+        success=True,
+        target_version=version.label,
+        previous_version=agent.version or None,
+        steps=tuple(told.steps),
+        timestamp=format_time(store.clock.now_ns()),
+    )
+
+
+def _check_shown(context: Context, agent: AgentRecord, version: VersionRecord, clone: Tree) -> None:
+    """Check that the agent's current is what the switch has made it."""
+    shown = context.store.get_agent(agent.name)
+    if (shown.head, shown.version) != (clone.root.root_id, version.label):
+        raise RollbackValidationError(f"{agent.name}: current shows something else")
+
+
+def _done(
+    agent: AgentRecord, version: VersionRecord, backup: VersionRecord | None
+) -> tuple[RollbackStep, ...]:
     path = f"{agent.name}/@versions/{version.label}"
-    steps = (
+    return (
         RollbackStep(
-            step="backup_current",
+            step=BACKUP,
             success=True,
             details=BackupDetails(
                 version=None if backup is None else backup.label,
@@ -90,16 +210,9 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
             ),
         ),
         RollbackStep(
-            step="update_symlink",
+            step=SWITCH,
             success=True,
             details=SwitchDetails(target_version=version.label, target_path=path),
         ),
-        RollbackStep(step="validate_rollback", success=True, details=ValidationResult(valid=True)),
-    )
-    return RollbackResult(
-        success=True,
-        target_version=version.label,
-        previous_version=switched.previous or None,
-        steps=steps,
-        timestamp=format_time(store.clock.now_ns()),
+        RollbackStep(step=VALIDATE, success=True, details=ValidationResult(valid=True)),
     )

@@ -33,6 +33,9 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     source: str | None = None
     """A reference; None is the agent's current."""
     description: Description = Description()
+    moves_current: bool = True
+    """Whether current moves on to the version if it is made from another tree. Made from
+    current itself, it always does."""
 
 
 Result = MadeVersion
@@ -60,16 +63,17 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     agent = store.get_agent(agent.name)
     store.check_new_label(agent, label)
     version = add_version(context, agent, label, sealed, params.description, parent)
+    is_current = params.moves_current or target.root == agent.head
     if target.root == agent.head:
         agent = store.get_agent(agent.name)
         store.put_agent(msgspec.structs.replace(agent, version=label))
-    else:
+    elif is_current:
         try:
             yield from switch_current(context, store.get_agent(agent.name), version)
         except BaseException:
             store.remove_version(agent.agent_id, label)
             raise
-    return made_version(agent, version, parent, is_current=True)
+    return made_version(agent, version, parent, is_current=is_current)
 
 
 def _base(context: Context, target: Target) -> VersionRecord | None:

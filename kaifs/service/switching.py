@@ -61,19 +61,33 @@ def switch_current(
     return Switched(previous, backup)
 
 
-def begin_switch(context: Context, agent: AgentRecord, version: VersionRecord) -> None:
-    """Let *agent*'s current show *version*. A backup of what it showed is due from here on.
+def open_target(context: Context, version: VersionRecord) -> Tree:
+    """Return a clone of *version*'s tree that current can show. The version is validated first.
 
     Raises:
         RollbackValidationError: the version is not what its record says.
     """
-    store = context.store
     clone = context.forest.clone(context.forest.tree(version.root))
     try:
         _validate(context, version, clone)
     except BaseException:
         context.forest.drop(clone.root.root_id)
         raise
+    return clone
+
+
+def begin_switch(context: Context, agent: AgentRecord, version: VersionRecord) -> None:
+    """Let *agent*'s current show *version*. A backup of what it showed is due from here on.
+
+    Raises:
+        RollbackValidationError: the version is not what its record says.
+    """
+    show_target(context, agent, version, open_target(context, version))
+
+
+def show_target(context: Context, agent: AgentRecord, version: VersionRecord, clone: Tree) -> None:
+    """Let *agent*'s current show *clone*, of `open_target`; a backup is due from here on."""
+    store = context.store
     previous, old = agent.version, agent.head
     label = backup_label(context, agent)
     agent = store.switch_head(agent, clone.root, version.label)

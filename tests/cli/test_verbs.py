@@ -51,7 +51,35 @@ def test_a_rollback_as_json_has_the_specifications_steps(bot: Shell) -> None:
     assert document.keys() >= {"success", "targetVersion", "previousVersion", "steps", "timestamp"}
     steps = [step["step"] for step in document["steps"]]
     assert steps == ["backup_current", "update_symlink", "validate_rollback"]
-    assert done.err == "Rolling back bot to version 1.0.0...\n"
+    assert done.err == ""
+
+
+def test_a_rollback_that_fails_is_printed_as_the_specification_does(bot: Shell) -> None:
+    done = bot("rollback", "bot", "9.9.9")
+
+    error = "E101: Invalid rollback version - version does not exist or is corrupted (bot@9.9.9)"
+    assert done.status == 1
+    assert done.out == (
+        "Rolling back bot to version 9.9.9...\n"
+        f"❌ Rollback failed: {error}\n"
+        "  ❌ rollback_failed\n"
+        f"    Error: {error}\n"
+    )
+    assert done.err == f"kaifs: {error}\n"
+
+
+def test_a_rollback_that_fails_as_json_has_error_and_steps(bot: Shell) -> None:
+    done = bot("rollback", "bot", "9.9.9", "--json")
+
+    document = done.document
+    assert done.status == 1
+    assert document["error"]["code"] == "E101"
+    assert document["error"]["details"] == {"subject": "bot@9.9.9"}
+    assert (document["success"], document["targetVersion"]) == (False, "9.9.9")
+    (step,) = document["steps"]
+    assert (step["step"], step["success"]) == ("rollback_failed", False)
+    assert step["error"].startswith("E101: ")
+    assert len(done.err.splitlines()) == 1
 
 
 def test_show_as_json_is_the_record_with_its_files(bot: Shell) -> None:
