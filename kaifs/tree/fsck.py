@@ -34,9 +34,11 @@ from kaifs.meta.records import (
     BLOCK,
     COUNTERS,
     INODE,
+    QUARANTINE,
     ROOT,
     SEGMENT,
     SNAPSHOT,
+    VERIFIED,
     VERSION,
     BlockRecord,
     InodeRecord,
@@ -48,7 +50,7 @@ from kaifs.meta.records import (
 )
 from kaifs.store.differing import differing
 from kaifs.store.payload import split_ids
-from kaifs.store.registry import check_agent_name, check_snapshot_name
+from kaifs.store.registry import NO_ROOT, check_agent_name, check_snapshot_name
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
 from kaifs.tree.btree import BTree
@@ -73,6 +75,8 @@ INVARIANTS: Final = {
     17: "every regular file of a version has its SHA-256",
     18: "the top is a directory, every key belongs to an inode, every inode has a known type",
     19: "names and labels are valid, and no two labels differ in build metadata only",
+    20: "a version in quarantine has its label alone, and its tree is set aside with it",
+    21: "what is remembered of a verification is of a version that is there",
 }
 
 STEP: Final = 1000
@@ -89,6 +93,8 @@ class Finding:
     """Where: a record, a root, an inode."""
     text: str
     """What is wrong."""
+    root: RootId = RootId(0)
+    """Whose tree it is in; 0 if it is in none."""
 
     def __str__(self) -> str:
         return f"I{self.number} {self.subject}: {self.text}"
@@ -125,8 +131,8 @@ class _Check:
         """Blocks from here on were written since the blocks were looked at."""
         self._due: set[RootId] = set()
 
-    def _find(self, number: int, subject: str, text: str) -> None:
-        self._findings.append(Finding(number, subject, text))
+    def _find(self, number: int, subject: str, text: str, root: RootId = NO_ROOT) -> None:
+        self._findings.append(Finding(number, subject, text, root))
 
     def _step(self) -> Iterator[int]:
         self._checked += 1
@@ -135,8 +141,7 @@ class _Check:
 
     def run(self) -> Generator[int, None, list[Finding]]:
         """Check everything."""
-        yield from self._check_records()
-        if any(finding.number == 2 for finding in self._findings):
+        if not (yield from self._check_records()):
             # Checks that lean on records would only stumble over the same ones.
             return self._findings
         # No step between the two: live bytes must be those of the same blocks.
@@ -151,7 +156,9 @@ class _Check:
 
     # --- records -----------------------------------------------------------------------
 
-    def _check_records(self) -> Iterator[int]:
+    def _check_records(self) -> Generator[int, None, bool]:
+        """Return whether every record can be read, from one copy of the index or the other."""
+        is_readable = True
         database = self._store.database
         decoders: dict[Table, Callable[[bytes], object]] = {
             Table.META: COUNTERS.decode,
@@ -162,6 +169,8 @@ class _Check:
             Table.AGENTS: AGENT.decode,
             Table.VERSIONS: VERSION.decode,
             Table.SNAPSHOTS: SNAPSHOT.decode,
+            Table.QUARANTINE: QUARANTINE.decode,
+            Table.VERIFIED: VERIFIED.decode,
         }
         for table in Table:
             decode = decoders.get(table)
@@ -175,12 +184,14 @@ class _Check:
                         if record is not None and decode is not None:
                             decode(record)
                     except StoreDamagedError as error:
+                        is_readable = False
                         self._find(2, f"{table} {key.hex()}", error.subject)
                     self._checked += 1
                 start = found[-1] + b"\0"
+                yield self._checked
             for fault in database.faults_in_counts(table):
                 self._find(2, str(table), fault)
-                yield self._checked
+        return is_readable
 
     # --- payload -----------------------------------------------------------------------
 
@@ -255,6 +266,8 @@ class _Check:
                 owned[agent.superseded] = subject
                 self._due.add(agent.superseded)
         self._check_versions(owned, names)
+        self._check_quarantine(owned, names)
+        self._check_verified()
         for _, value in self._records(Table.SNAPSHOTS):
             snapshot = SNAPSHOT.decode(value)
             where = f"snapshot {names.get(snapshot.agent_id)}/@snapshots/{snapshot.name}"
@@ -284,6 +297,33 @@ class _Check:
                 labels[core] = version.label
             kind = RootKind.VERSION
             self._own(owned, where, version.root, kind, version.agent_id, version.label)
+
+    def _check_quarantine(self, owned: dict[RootId, str], names: dict[int, str]) -> None:
+        for key, value in self._records(Table.QUARANTINE):
+            record = QUARANTINE.decode(value)
+            where = f"quarantined {names.get(record.agent_id)}@{record.label}"
+            if record.agent_id not in names:
+                self._find(20, where, f"there is no agent {record.agent_id}")
+            if self._store.pending.get(Table.VERSIONS, key) is not None:
+                self._find(20, where, "there is a version with that label")
+            if record.version and VERSION.decode(record.version).root != record.root:
+                self._find(20, where, f"root {record.root} is not that of its version")
+            if not record.root:
+                continue
+            if record.root in owned:
+                self._find(20, where, f"root {record.root} is also that of {owned[record.root]}")
+            owned[record.root] = where
+            root = self._store.root(record.root) if self._store.has_root(record.root) else None
+            expected = (RootKind.QUARANTINED, RootState.SEALED, record.agent_id, record.label)
+            if root is None or (root.kind, root.state, root.agent_id, root.name) != expected:
+                self._find(20, where, f"root {record.root} is missing, or not set aside")
+
+    def _check_verified(self) -> None:
+        for key, _ in self._records(Table.VERIFIED):
+            root_id = RootId(int.from_bytes(key, "big"))
+            root = self._store.root(root_id) if self._store.has_root(root_id) else None
+            if root is None or root.kind not in (RootKind.VERSION, RootKind.QUARANTINED):
+                self._find(21, f"verified root {root_id}", "no version has it")
 
     def _check_name(self, subject: str, name: str, *, agent: bool) -> None:
         try:
@@ -364,7 +404,7 @@ class _Check:
                     for _ in tree.check_against(base):
                         yield from self._step()
                 except KaifsError as error:
-                    self._find(3, f"root {root_id}", error.subject)
+                    self._find(3, f"root {root_id}", error.subject, root_id)
                 else:
                     checked[root.lineage] = tree
         finally:
@@ -384,40 +424,43 @@ class _Check:
                 continue
             where = f"node {node_id}"
             if node_id in seen:
-                self._find(5, where, f"is twice in {subject}")
+                self._find(5, where, f"is twice in {subject}", root_id)
                 continue
             node = seen[node_id] = self._store.nodes.peek(node_id)
             yield from self._step()
             if node_id >= self._store.nodes.next_node:
                 self._find(1, where, "the counter of nodes is behind it")
             if node.generation > root.generation:
-                self._find(3, where, f"is of a later generation than {subject}")
-            self._check_keys(where, node, low, high)
+                self._find(3, where, f"is of a later generation than {subject}", root_id)
+            self._check_keys(root_id, node, low, high)
             if isinstance(node, Leaf):
                 depths.add(depth)
                 if not node.keys and node_id != root.top:
-                    self._find(5, where, "is an empty leaf")
+                    self._find(5, where, "is an empty leaf", root_id)
                 continue
             bounds: list[bytes | None] = [*node.keys[1:], high]
             for index, child in enumerate(node.children):
                 lower = low if index == 0 else node.keys[index]
                 stack.append((child, lower, bounds[index], depth + 1))
         if len(depths) > 1:
-            self._find(5, subject, f"leaves are {sorted(depths)} deep")
+            self._find(5, subject, f"leaves are {sorted(depths)} deep", root_id)
         # A node is seen before those below it.
         for node_id, node in reversed(seen.items()):
             below = self._heights.get(node.children[0], 0) if isinstance(node, Branch) else -1
             self._heights[node_id] = below + 1
 
-    def _check_keys(self, where: str, node: Leaf | Branch, low: bytes, high: bytes | None) -> None:
+    def _check_keys(
+        self, root_id: RootId, node: Leaf | Branch, low: bytes, high: bytes | None
+    ) -> None:
+        where = f"node {node.node_id}"
         # The first key of a branch bounds nothing and may be anything.
         own = node.keys if isinstance(node, Leaf) else node.keys[1:]
         if any(left >= right for left, right in pairwise(own)):
-            self._find(5, where, "keys do not ascend")
+            self._find(5, where, "keys do not ascend", root_id)
         if own and (own[0] < low or (high is not None and own[-1] >= high)):
-            self._find(5, where, "a key is outside the bounds")
+            self._find(5, where, "a key is outside the bounds", root_id)
         if len(node.keys) > MAX_KEYS or (node.weight > MAX_BYTES and len(node.keys) > 1):
-            self._find(5, where, f"{len(node.keys)} keys, {node.weight} bytes")
+            self._find(5, where, f"{len(node.keys)} keys, {node.weight} bytes", root_id)
 
 
 class _TreeCheck:
@@ -425,7 +468,7 @@ class _TreeCheck:
 
     def __init__(
         self,
-        find: Callable[[int, str, str], None],
+        find: Callable[[int, str, str, RootId], None],
         blocks: dict[BlockId, BlockRecord],
         block_stop: int,
         store: Store,
@@ -448,7 +491,7 @@ class _TreeCheck:
         subject = f"root {self._root_id}"
         if ino is not None:
             subject += f" inode {ino}"
-        self._report(number, subject, text)
+        self._report(number, subject, text, self._root_id)
 
     def check_against(self, base: _TreeCheck | None) -> Iterator[None]:
         """Check what differs from *base*, a finished check of the same lineage, or everything."""
