@@ -45,7 +45,12 @@ class Table(StrEnum):
     SNAPSHOTS = "snapshots"
     OUTPUTS = "outputs"
     UNFINISHED = "unfinished"
+    QUARANTINE = "quarantine"
+    VERIFIED = "verified"
 
+
+_LATER: Final = frozenset({Table.QUARANTINE, Table.VERIFIED})
+"""Tables that a store made before there were such has not: opening it makes them."""
 
 Changes = Mapping[Table, Mapping[bytes, bytes | None]]
 """For each table, keys with their new record; None deletes."""
@@ -84,7 +89,8 @@ class Database:
             )
             try:
                 self._tables = {
-                    table: self._env.open_db(table.value.encode(), create=create) for table in Table
+                    table: self._env.open_db(table.value.encode(), create=create or table in _LATER)
+                    for table in Table
                 }
             except BaseException:
                 self._env.close()

@@ -37,6 +37,8 @@ class RootKind(IntEnum):
     VERSION = 1
     SNAPSHOT = 2
     NONE = 3
+    QUARANTINED = 4
+    """Was a version's: nobody reads it any more until it is released."""
 
 
 class RootRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -114,6 +116,45 @@ class VersionRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown
     """How many it has had, this one included."""
     signed_ns: int = 0
     """When it got this one; 0 if it has none."""
+
+
+class QuarantineRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """One version that was set aside. Key in QUARANTINE: agent id (8 bytes big-endian), label."""
+
+    agent_id: int
+    label: str
+    root: RootId
+    """The version's tree; 0 if it could not be found."""
+    version: bytes
+    """The encoded `VersionRecord`; empty if it was unreadable."""
+    reason: str
+    quarantined_ns: int
+    path: str
+    """Where the version was: `AGENT/@versions/LABEL`."""
+    found: tuple[str, ...]
+    """What was wrong with it, a line each; empty if a user set it aside unseen."""
+
+
+class SegmentState(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What tells whether somebody has written to a segment's file since."""
+
+    segment: SegmentId
+    ino: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class VerifiedRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What a version was when it last verified. Key in VERIFIED: its root id, 8 bytes big-endian."""
+
+    verified_ns: int
+    record: bytes
+    """SHA-256 of its record."""
+    nodes: bytes
+    """Fingerprint of the nodes of its tree."""
+    segments: tuple[SegmentState, ...]
+    """Of every segment that holds a block of it, by segment."""
 
 
 class SnapshotRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -339,6 +380,8 @@ AGENT: Final = Codec(AgentRecord)
 VERSION: Final = Codec(VersionRecord)
 SNAPSHOT: Final = Codec(SnapshotRecord)
 OUTPUT: Final = Codec(OutputRecord)
+QUARANTINE: Final = Codec(QuarantineRecord)
+VERIFIED: Final = Codec(VerifiedRecord)
 BLOCK: Final = Codec(BlockRecord)
 SEGMENT: Final = Codec(SegmentRecord)
 COUNTERS: Final = Codec(CounterRecord)

@@ -46,6 +46,26 @@ class VersionSigned:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionQuarantined:
+    """A version is set aside: nothing of its tree is shown any more."""
+
+    agent_id: int
+    label: str
+    root: RootId
+    """0 if it has no tree that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReleased:
+    """A version is out of quarantine: shown as before, or gone."""
+
+    agent_id: int
+    label: str
+    root: RootId
+    """0 if it has no tree that is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotAdded:
     """A new snapshot is there."""
 
@@ -85,6 +105,8 @@ Change = (
     | VersionAdded
     | VersionRemoved
     | VersionSigned
+    | VersionQuarantined
+    | VersionReleased
     | SnapshotAdded
     | SnapshotRemoved
     | SnapshotRenamed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from msgspec.structs import replace
@@ -40,15 +41,19 @@ from kaifs.meta.database import Table
 from kaifs.meta.records import (
     AGENT,
     OUTPUT,
+    QUARANTINE,
     ROOT,
     SNAPSHOT,
+    VERIFIED,
     VERSION,
     AgentRecord,
     OutputRecord,
+    QuarantineRecord,
     RootKind,
     RootRecord,
     RootState,
     SnapshotRecord,
+    VerifiedRecord,
     VersionRecord,
 )
 from kaifs.store.changes import (
@@ -60,6 +65,8 @@ from kaifs.store.changes import (
     SnapshotRemoved,
     SnapshotRenamed,
     VersionAdded,
+    VersionQuarantined,
+    VersionReleased,
     VersionRemoved,
     VersionSigned,
 )
@@ -136,8 +143,14 @@ class Registry:
 
     def agents(self) -> list[AgentRecord]:
         """Return all agents, sorted by name."""
-        found = (self.find_agent(key.decode()) for key in self.pending.keys(Table.AGENTS))
-        return [agent for agent in found if agent is not None]
+        found = []
+        for key in self.pending.keys(Table.AGENTS):
+            # One unreadable record must not hide the others: fsck tells it (I2).
+            with suppress(StoreDamagedError):
+                agent = self.find_agent(key.decode())
+                if agent is not None:
+                    found.append(agent)
+        return found
 
     def find_agent(self, name: str) -> AgentRecord | None:
         """Return the agent called *name*, None if there is none."""
@@ -236,17 +249,45 @@ class Registry:
 
     def versions(self, agent_id: int) -> list[VersionRecord]:
         """Return an agent's versions by growing precedence."""
-        keys = self.pending.keys(Table.VERSIONS, _owned(agent_id))
-        found = (self.find_version(agent_id, key[8:].decode()) for key in keys)
-        versions = [version for version in found if version is not None]
-        return sorted(versions, key=lambda version: parse_label(version.label))
+        found = []
+        for key in self.pending.keys(Table.VERSIONS, _owned(agent_id)):
+            # One unreadable record must not hide the others; `unreadable_versions` tells it.
+            with suppress(StoreDamagedError):
+                version = self.find_version(agent_id, key[8:].decode())
+                if version is not None:
+                    found.append(version)
+        return sorted(found, key=lambda version: parse_label(version.label))
+
+    def unreadable_versions(self, agent_id: int) -> list[str]:
+        """Return the labels of an agent's versions whose records are damaged."""
+        found = []
+        for key in self.pending.keys(Table.VERSIONS, _owned(agent_id)):
+            label = key[8:].decode()
+            try:
+                self.find_version(agent_id, label)
+            except StoreDamagedError:
+                found.append(label)
+        return found
+
+    def labels(self, agent_id: int) -> set[str]:
+        """Return the labels that an agent's versions have, unreadable and quarantined ones too."""
+        prefix = _owned(agent_id)
+        return {
+            key[8:].decode()
+            for table in (Table.VERSIONS, Table.QUARANTINE)
+            for key in self.pending.keys(table, prefix)
+        }
 
     def count_versions(self, agent_id: int) -> int:
         """Return how many versions an agent has."""
         return len(self.pending.keys(Table.VERSIONS, _owned(agent_id)))
 
     def find_version(self, agent_id: int, label: str) -> VersionRecord | None:
-        """Return an agent's version, None if there is none with that label."""
+        """Return an agent's version, None if there is none with that label.
+
+        Raises:
+            StoreDamagedError: its record is unreadable.
+        """
         if len(label) > 255 or not label:
             return None
         value = self.pending.get(Table.VERSIONS, _owned(agent_id, label))
@@ -256,11 +297,17 @@ class Registry:
         """Return the version *label* of *agent*.
 
         Raises:
-            InvalidVersionError: there is none.
+            InvalidVersionError: there is none, it is in quarantine, or its record is damaged.
         """
-        version = self.find_version(agent.agent_id, label)
+        name = f"{agent.name}@{label}"
+        try:
+            version = self.find_version(agent.agent_id, label)
+        except StoreDamagedError as error:
+            advice = f"'kaifs verify {name}' sets it aside"
+            raise InvalidVersionError(f"{name}: its record is unreadable: {advice}") from error
         if version is None:
-            raise InvalidVersionError(f"{agent.name}@{label}")
+            self.check_not_quarantined(agent, label)
+            raise InvalidVersionError(name)
         return version
 
     def check_new_label(self, agent: AgentRecord, label: str) -> None:
@@ -271,10 +318,12 @@ class Registry:
             VersionExistsError: it is taken, or differs only in build metadata.
         """
         core = parse_label(label).core
-        for key in self.pending.keys(Table.VERSIONS, _owned(agent.agent_id, core)):
-            taken = key[8:].decode()
-            if taken.partition("+")[0] == core:
-                raise VersionExistsError(f"{agent.name}@{taken}")
+        for table in (Table.VERSIONS, Table.QUARANTINE):
+            for key in self.pending.keys(table, _owned(agent.agent_id, core)):
+                taken = key[8:].decode()
+                if taken.partition("+")[0] == core:
+                    where = " (in quarantine)" if table is Table.QUARANTINE else ""
+                    raise VersionExistsError(f"{agent.name}@{taken}{where}")
 
     def add_version(self, version: VersionRecord) -> None:
         """Add a version whose root is sealed already."""
@@ -309,13 +358,146 @@ class Registry:
             self._note_change_of(agent_id)
             self.on_change(VersionRemoved(agent_id, label))
 
+    # --- quarantine --------------------------------------------------------------------
+
+    def quarantined(self, agent_id: int) -> list[QuarantineRecord]:
+        """Return an agent's versions in quarantine, by label."""
+        found = []
+        for key in self.pending.keys(Table.QUARANTINE, _owned(agent_id)):
+            with suppress(StoreDamagedError):
+                record = self.find_quarantined(agent_id, key[8:].decode())
+                if record is not None:
+                    found.append(record)
+        return found
+
+    def find_quarantined(self, agent_id: int, label: str) -> QuarantineRecord | None:
+        """Return what is in quarantine as *label*, None if nothing is."""
+        if len(label) > 255 or not label:
+            return None
+        value = self.pending.get(Table.QUARANTINE, _owned(agent_id, label))
+        return None if value is None else QUARANTINE.decode(value)
+
+    def check_not_quarantined(self, agent: AgentRecord, label: str) -> None:
+        """Check that the version *label* of *agent*, if there is one, is not in quarantine.
+
+        Raises:
+            InvalidVersionError: it is.
+        """
+        record = self.find_quarantined(agent.agent_id, label)
+        if record is not None:
+            name = f"{agent.name}@{label}"
+            raise InvalidVersionError(
+                f"{name} is in quarantine: {record.reason}; 'kaifs quarantine release {name}' "
+                "gives it back if it verifies again",
+                quarantined=name,
+                reason=record.reason,
+            )
+
+    def quarantine_version(
+        self, agent: AgentRecord, label: str, reason: str, found: tuple[str, ...] = ()
+    ) -> QuarantineRecord:
+        """Set the version *label* aside, which must be there; its record may be unreadable.
+
+        Its tree keeps its root and its slot, so that who has a file of it open gets errors and
+        nobody else's file.
+        """
+        key = _owned(agent.agent_id, label)
+        try:
+            version = self.find_version(agent.agent_id, label)
+        except StoreDamagedError:
+            version = None
+            root = self._root_of_version(agent.agent_id, label)
+        else:
+            assert version is not None, "there is such a version"
+            root = self._find_root(version.root)
+        if root is not None:
+            self.own_root(root, RootKind.QUARANTINED, agent.agent_id, label, root.slot)
+        record = QuarantineRecord(
+            agent_id=agent.agent_id,
+            label=label,
+            root=NO_ROOT if root is None else root.root_id,
+            version=b"" if version is None else VERSION.encode(version),
+            reason=reason,
+            quarantined_ns=self.clock.now_ns(),
+            path=f"{agent.name}/@versions/{label}",
+            found=found,
+        )
+        self.pending.put(Table.QUARANTINE, key, QUARANTINE.encode(record))
+        self.pending.delete(Table.VERSIONS, key)
+        self._note_change_of(agent.agent_id)
+        self.on_change(VersionQuarantined(agent.agent_id, label, record.root))
+        return record
+
+    def release_version(self, record: QuarantineRecord) -> VersionRecord:
+        """Show the version that *record* set aside again, as it was. It must be readable."""
+        version = VERSION.decode(record.version)
+        root = self.root(version.root)
+        self.own_root(root, RootKind.VERSION, record.agent_id, record.label, root.slot)
+        key = _owned(record.agent_id, record.label)
+        self.pending.put(Table.VERSIONS, key, record.version)
+        self._end_quarantine(record)
+        self.on_change(VersionAdded(record.agent_id, record.label))
+        return version
+
+    def remove_quarantined(self, record: QuarantineRecord) -> None:
+        """Take a version in quarantine away for good."""
+        self._retire(record.root)
+        self._end_quarantine(record)
+
+    def _end_quarantine(self, record: QuarantineRecord) -> None:
+        self.pending.delete(Table.QUARANTINE, _owned(record.agent_id, record.label))
+        self._note_change_of(record.agent_id)
+        self.on_change(VersionReleased(record.agent_id, record.label, record.root))
+
+    def _find_root(self, root_id: RootId) -> Root | None:
+        """Return a root, None if there is none or its record is unreadable."""
+        with suppress(StoreDamagedError):
+            return self.root(root_id)
+        return None
+
+    def _root_of_version(self, agent_id: int, label: str) -> Root | None:
+        """Return the root that says that it is the version's, by looking at all. O(roots)."""
+        for root_id in self.root_ids():
+            root = self._find_root(root_id)
+            if root is not None and (root.kind, root.agent_id, root.name) == (
+                RootKind.VERSION,
+                agent_id,
+                label,
+            ):
+                return root
+        return None
+
+    # --- verified ----------------------------------------------------------------------
+
+    def find_verified(self, root_id: RootId) -> VerifiedRecord | None:
+        """Return what the version with *root_id* was when it last verified, None if it never did.
+
+        A memo that is unreadable is none.
+        """
+        with suppress(StoreDamagedError):
+            value = self.pending.get(Table.VERIFIED, root_key(root_id))
+            return None if value is None else VERIFIED.decode(value)
+        return None
+
+    def put_verified(self, root_id: RootId, record: VerifiedRecord) -> None:
+        """Remember that the version with *root_id* verified."""
+        self.pending.put(Table.VERIFIED, root_key(root_id), VERIFIED.encode(record))
+
+    def forget_verified(self, root_id: RootId) -> None:
+        """Forget what the version with *root_id* was when it last verified."""
+        self.pending.delete(Table.VERIFIED, root_key(root_id))
+
     # --- snapshots ---------------------------------------------------------------------
 
     def snapshots(self, agent_id: int) -> list[SnapshotRecord]:
         """Return an agent's snapshots, sorted by name."""
-        keys = self.pending.keys(Table.SNAPSHOTS, _owned(agent_id))
-        found = (self.find_snapshot(agent_id, key[8:].decode()) for key in keys)
-        return [snapshot for snapshot in found if snapshot is not None]
+        found = []
+        for key in self.pending.keys(Table.SNAPSHOTS, _owned(agent_id)):
+            with suppress(StoreDamagedError):
+                snapshot = self.find_snapshot(agent_id, key[8:].decode())
+                if snapshot is not None:
+                    found.append(snapshot)
+        return found
 
     def find_snapshot(self, agent_id: int, name: str) -> SnapshotRecord | None:
         """Return an agent's snapshot, None if there is none with that name."""
@@ -540,12 +722,16 @@ class Registry:
     def drop_root(self, root_id: RootId) -> None:
         """Delete a root. What only it reached is freed by gc."""
         self._roots.pop(root_id, None)
-        self.pending.delete(Table.ROOTS, root_key(root_id))
-        self.pending.delete(Table.UNFINISHED, root_key(root_id))
+        key = root_key(root_id)
+        self.pending.delete(Table.ROOTS, key)
+        self.pending.delete(Table.UNFINISHED, key)
+        if self.find_verified(root_id) is not None:
+            self.forget_verified(root_id)
 
     def _retire(self, root_id: RootId) -> None:
-        root = self.root(root_id)
-        self.set_root_state(root, RootState.SUPERSEDED)
+        root = self._find_root(root_id)
+        if root is not None:
+            self.set_root_state(root, RootState.SUPERSEDED)
 
     def slot_of(self, root_id: RootId) -> Slot:
         """Return the slot in which a root is shown."""

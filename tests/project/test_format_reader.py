@@ -207,7 +207,7 @@ def test_numbers_of_states_and_kinds_are_those_of_the_format() -> None:
     kinds = {kind.name.lower(): kind.value for kind in RootKind}
 
     assert states == {"writable": 0, "sealed": 1, "superseded": 2, "building": 3}
-    assert kinds == {"head": 0, "version": 1, "snapshot": 2, "none": 3}
+    assert kinds == {"head": 0, "version": 1, "snapshot": 2, "none": 3, "quarantined": 4}
 
 
 def test_reader_uses_nothing_of_kaifs() -> None:

@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from kaifs.base.types import TOP_INO, BlockId, Generation, Ino
+from kaifs.base.types import TOP_INO, BlockId, Generation, Ino, RootId
 from kaifs.blocks.segments import record_size
 from kaifs.meta import keys
 from kaifs.meta.database import Table
 from kaifs.meta.node import MAX_BYTES, MAX_KEYS, Branch, Leaf
 from kaifs.meta.records import (
+    QUARANTINE,
     SNAPSHOT,
     VERSION,
     BlockRecord,
     Extent,
+    QuarantineRecord,
     RootState,
     SnapshotRecord,
+    VerifiedRecord,
     encode_dentry,
     encode_dir_index,
     encode_extent,
@@ -69,6 +72,9 @@ class Patient:
     @property
     def version(self) -> Tree:
         return self.grove.version("1.0.0")
+
+    def put_aside(self, aside: QuarantineRecord) -> None:
+        self.store.pending.put(Table.QUARANTINE, _aside_key(aside), QUARANTINE.encode(aside))
 
     @property
     def file(self) -> Ino:
@@ -583,6 +589,38 @@ def a_snapshots_name_is_none(patient: Patient) -> None:
     record = SNAPSHOT.encode(replace(snapshot, name="@s"))
     patient.store.pending.put(Table.SNAPSHOTS, owner + b"@s", record)
     patient.store.root(snapshot.root).name = "@s"
+
+
+# --- I20, I21 --------------------------------------------------------------------------------
+
+
+@breaks(20)
+def a_quarantined_label_is_a_versions_too(patient: Patient) -> None:
+    agent_id = patient.grove.agent.agent_id
+    patient.put_aside(QuarantineRecord(agent_id, "1.0.0", RootId(0), b"", "for a test", 0, "", ()))
+
+
+@breaks(20)
+def a_quarantined_tree_is_not_set_aside(patient: Patient) -> None:
+    aside = patient.store.quarantine_version(patient.grove.agent, "1.0.0", "for a test")
+    patient.store.root(aside.root).name = "2.0.0"
+
+
+@breaks(20)
+def what_is_in_quarantine_is_of_no_agent(patient: Patient) -> None:
+    aside = patient.store.quarantine_version(patient.grove.agent, "1.0.0", "for a test")
+    patient.store.pending.delete(Table.QUARANTINE, _aside_key(aside))
+    patient.store.root(aside.root).agent_id = 77
+    patient.put_aside(replace(aside, agent_id=77))
+
+
+@breaks(21)
+def a_memo_is_of_no_version(patient: Patient) -> None:
+    patient.store.put_verified(patient.tree.root.root_id, VerifiedRecord(0, b"", b"", ()))
+
+
+def _aside_key(aside: QuarantineRecord) -> bytes:
+    return aside.agent_id.to_bytes(8, "big") + aside.label.encode()
 
 
 # --- I17, I18 --------------------------------------------------------------------------------
