@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from kaifs.control.info import DaemonInfo
-    from kaifs.service.steps import OnOutput, OnProgress, Source
+    from kaifs.service.steps import OnOutput, OnProgress, Signer, Source
 
 STORE_VARIABLE: Final = "KAIFS_STORE"
 SYSTEM_STORE: Final = Path("/var/lib/kaifs")
@@ -35,8 +35,11 @@ def call(
     source: Source | None = None,
     on_progress: OnProgress | None = None,
     on_output: OnOutput | None = None,
+    signer: Signer | None = None,
 ) -> Any:
     """Run *verb* on *store* and return its result, through its daemon if one serves it.
+
+    A verb that wants something of this process gets it from *source* or *signer*.
 
     Raises:
         KaifsError: the verb refuses, or the store cannot be had. Nothing was changed then.
@@ -44,11 +47,17 @@ def call(
     if find_daemon(store) is not None:
         from kaifs.control.client import call as call_daemon
 
-        return call_daemon(store, verb, params, source, on_progress, on_output)
+        return call_daemon(store, verb, params, source, on_progress, on_output, signer)
     from kaifs.service.embedded import run_embedded
 
     return run_embedded(
-        store, verb, params, source=source, on_progress=on_progress, on_output=on_output
+        store,
+        verb,
+        params,
+        source=source,
+        on_progress=on_progress,
+        on_output=on_output,
+        signer=signer,
     )
 
 

@@ -48,6 +48,7 @@ _LENGTH: Final = struct.Struct(">I")
 _TOKEN: Final = struct.Struct(">BI")
 """Flags and counter, at the end of a token's signature. Source: PROTOCOL.u2f."""
 _OPENSSH_BEGIN: Final = b"-----BEGIN OPENSSH PRIVATE KEY-----"
+_OPENSSH_MAGIC: Final = b"openssh-key-v1\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,17 +336,47 @@ def is_private(payload: bytes) -> bool:
 
 
 def is_encrypted(payload: bytes) -> bool:
-    """Return whether the private key in *payload* needs a passphrase. Source: PROTOCOL.key."""
-    text = payload.strip()
-    if not text.startswith(_OPENSSH_BEGIN):
-        return b"ENCRYPTED" in text[:200]
-    encoded = text.removeprefix(_OPENSSH_BEGIN).partition(b"-----END")[0]
+    """Return whether the private key in *payload* needs a passphrase."""
+    if not payload.lstrip().startswith(_OPENSSH_BEGIN):
+        return b"ENCRYPTED" in payload[:200]
     try:
-        reader = WireReader(base64.b64decode(b"".join(encoded.split())))
-        reader.take(len(b"openssh-key-v1\0"))
-        return reader.string() != b"none"
+        return _opened_private(payload).string() != b"none"
     except ValueError:
         return False
+
+
+def _opened_private(payload: bytes) -> WireReader:
+    """Return the fields of a private key's file, cipher first. Source: PROTOCOL.key.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = payload.strip()
+    if not text.startswith(_OPENSSH_BEGIN):
+        raise ValueError("it does not begin as one")
+    encoded = text.removeprefix(_OPENSSH_BEGIN).partition(b"-----END")[0]
+    reader = WireReader(base64.b64decode(b"".join(encoded.split()), validate=True))
+    if reader.take(len(_OPENSSH_MAGIC)) != _OPENSSH_MAGIC:
+        raise ValueError("it does not begin as one")
+    return reader
+
+
+def public_of_private(payload: bytes) -> PublicKey:
+    """Return the public half of the private key in a file of OpenSSH's format. O(1), no secrets.
+
+    Raises:
+        SigningKeyError: it holds none.
+    """
+    try:
+        reader = _opened_private(payload)
+        for _ in range(3):
+            # Cipher, key derivation and its options.
+            reader.string()
+        if reader.number() != 1:
+            raise ValueError("not one key")
+        return parse_public_blob(reader.string())
+    except ValueError as error:
+        raise SigningKeyError(f"not a private key of OpenSSH's format: {error}") from error
 
 
 def load_private(payload: bytes, passphrase: bytes | None = None) -> PrivateKey:

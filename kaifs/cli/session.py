@@ -13,7 +13,7 @@ from kaifs.api import access
 if TYPE_CHECKING:
     import msgspec
 
-    from kaifs.service.steps import OnOutput, OnProgress, Source
+    from kaifs.service.steps import OnOutput, OnProgress, Signer, Source
 
 
 def store_of(args: argparse.Namespace) -> Path:
@@ -29,6 +29,7 @@ def call(
     source: Source | None = None,
     has_progress: bool = False,
     on_output: OnOutput | None = None,
+    signer: Signer | None = None,
 ) -> Any:
     """Run *verb* on the command's store, with a bar if somebody watches."""
     bar = progress_bar(args) if has_progress else nullcontext()
@@ -40,6 +41,7 @@ def call(
             source=source,
             on_progress=on_progress,
             on_output=on_output,
+            signer=signer,
         )
 
 

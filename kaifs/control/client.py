@@ -35,7 +35,7 @@ from kaifs.control.messages import (
     error_of,
 )
 from kaifs.linux.sockets import connect_to, peer_of
-from kaifs.service.steps import End, Output, Progress, Source, Want
+from kaifs.service.steps import End, Output, Progress, Sign, Signature, Signer, Source, Want
 from kaifs.service.verbs import VERBS
 
 _RECEIVE: Final = 1 << 18
@@ -68,6 +68,7 @@ def call(
     source: Source | None = None,
     on_progress: OnProgress | None = None,
     on_output: OnOutput | None = None,
+    signer: Signer | None = None,
 ) -> Any:
     """Have the daemon of the store run *verb* and return its result, of the verb's type.
 
@@ -79,7 +80,7 @@ def call(
         RemoteBugError: The daemon has a bug.
     """
     with _connect(store_path) as connection:
-        exchange = _Exchange(connection, source, on_progress, on_output)
+        exchange = _Exchange(connection, source, on_progress, on_output, signer)
         payload = exchange.run(verb, params)
     return _decoded(payload, VERBS[verb].result)
 
@@ -216,8 +217,11 @@ class _Exchange:
         source: Source | None = None,
         on_progress: OnProgress | None = None,
         on_output: OnOutput | None = None,
+        signer: Signer | None = None,
     ) -> None:
         self._connection = connection
+        self._signer = signer
+        self._to_sign: bytes | None = None
         self._source = source
         self._on_progress = on_progress
         self._on_output = on_output
@@ -256,7 +260,14 @@ class _Exchange:
         self._unsent = memoryview(pack_frame(body))
 
     def _fill(self) -> None:
-        if self._unsent or not self._is_wanted:
+        if self._unsent:
+            return
+        if self._to_sign is not None:
+            assert self._signer is not None, "the verb wants a signature"
+            self._queue(encode(Signature(self._signer(self._to_sign))))
+            self._to_sign = None
+            return
+        if not self._is_wanted:
             return
         assert self._source is not None, "the verb wants a source"
         item = next(self._source, None)
@@ -300,6 +311,8 @@ class _Exchange:
                     self._on_output(payload)
             case Want():
                 self._is_wanted = True
+            case Sign(record=record):
+                self._to_sign = record
             case Result(payload=payload, is_last=is_last):
                 self._parts.append(payload)
                 self._is_done = is_last

@@ -7,6 +7,8 @@
                            <------   Progress, Output      any number
                            <------   Want                  once, if the verb takes a source
     Item, Item … End       ------>                         as fast as they are taken
+                           <------   Sign                  if the user's key is to sign
+    Signature              ------>                         behind the items, if there are any
                            <------   Result … or Failure   the last
 
 One request a connection. Whoever closes it before the last message gives the
@@ -20,7 +22,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 
 from kaifs.base.errors import KaifsError, error_classes
-from kaifs.service.steps import Data, End, Entry, Output, Progress, Total, Want
+from kaifs.service.steps import Data, End, Entry, Output, Progress, Sign, Signature, Total, Want
 
 _Message = TypeVar("_Message")
 
@@ -100,8 +102,8 @@ PASSED: Final = Struct("=II")
 """What a descriptor comes with: uid and gid as whom everything is shown, as the one who
 mounted counts them."""
 
-FromClient: TypeAlias = Request | Total | Entry | Data | End
-FromDaemon: TypeAlias = Progress | Output | Want | Result | Failure
+FromClient: TypeAlias = Request | Total | Entry | Data | End | Signature
+FromDaemon: TypeAlias = Progress | Output | Want | Sign | Result | Failure
 
 encode = msgspec.msgpack.Encoder().encode
 _from_client: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)

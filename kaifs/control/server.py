@@ -49,7 +49,17 @@ from kaifs.control.messages import (
 )
 from kaifs.linux.sockets import Peer, passed_descriptor, peer_of
 from kaifs.service.context import Caller, Context
-from kaifs.service.steps import Commit, End, Flush, Item, Output, Progress, Want
+from kaifs.service.steps import (
+    Commit,
+    End,
+    Flush,
+    Item,
+    Output,
+    Progress,
+    Sign,
+    Signature,
+    Want,
+)
 from kaifs.service.verbs import VERBS, Verb
 
 log = logging.getLogger(__name__)
@@ -59,6 +69,8 @@ CONNECTIONS_MAX: Final = 64
 client do not count: what they wait for may need a connection itself."""
 REQUEST_TIMEOUT_S: Final = 30.0
 """Seconds within which a new connection must have said what it wants."""
+SIGNATURE_TIMEOUT_S: Final = 60.0
+"""Seconds within which a client must have signed: other verbs wait meanwhile."""
 PROGRESS_INTERVAL_S: Final = 0.1
 """Seconds between two progress messages of a verb, at least."""
 
@@ -219,7 +231,7 @@ class _Conversation:
             await self._send_result(result)
 
     async def _answer(self, request: Request) -> msgspec.Struct:
-        caller = Caller(self._peer.uid, self._peer.gid)
+        caller = Caller(self._peer.uid, self._peer.gid, self._peer.groups)
         if request.verb == SHUTDOWN:
             shutdown = decode_params(request.params, ShutdownParams)
             if not self._services.context(caller).owns_store():
@@ -341,6 +353,10 @@ class _Conversation:
                             await self._send(step)
                         # None: the source ended before its End.
                         answer = await anext(aiter(items), None)
+                    case Sign():
+                        await self._send(step)
+                        with trio.move_on_after(SIGNATURE_TIMEOUT_S):
+                            answer = await anext(aiter(items), None)
                     case Flush():
                         await self._services.barrier()
                     case Commit():
@@ -370,10 +386,13 @@ class _Conversation:
                     raise
                 sender.close()
                 return
-            if isinstance(message, Request) or is_whole:
+            is_late = is_whole and not isinstance(message, Signature)
+            if isinstance(message, Request) or is_late:
                 raise MessageError("one request a connection, and nothing after the end")
+            # Nothing but further signatures follows one that comes without items before it.
+            is_only_signed = isinstance(message, Signature) and not is_started
+            is_whole = is_whole or is_only_signed or isinstance(message, End)
             is_started = True
-            is_whole = isinstance(message, End)
             await sender.send(message)
 
     async def _receive(self) -> bytes:

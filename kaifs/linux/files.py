@@ -37,11 +37,13 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_durably(
+    path: Path, data: bytes, mode: int = 0o600, owner: tuple[int, int] | None = None
+) -> None:
     """Make *path* hold *data*, at once and durably: after return no power loss undoes it.
 
     An error leaves the old file, or none, and no temporary file. A symbolic
-    link at *path* is replaced, not followed.
+    link at *path* is replaced, not followed. *owner* is a uid and a gid, for root.
     """
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     temporary = f".{path.name}.{secrets.token_hex(8)}.tmp"
@@ -50,6 +52,8 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
         fd = os.open(temporary, flags, mode, dir_fd=directory)
         try:
             try:
+                if owner is not None:
+                    os.fchown(fd, *owner)
                 os.fchmod(fd, mode)
                 write_all(fd, data)
                 os.fsync(fd)

@@ -1,13 +1,24 @@
 """Runs a verb on a store in this process, when no daemon serves it."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from kaifs.service.context import Caller, Context
-from kaifs.service.steps import Commit, OnOutput, OnProgress, Output, Progress, Source, Want
+from kaifs.service.context import Context, this_caller
+from kaifs.service.steps import (
+    Commit,
+    Item,
+    OnOutput,
+    OnProgress,
+    Output,
+    Progress,
+    Sign,
+    Signature,
+    Signer,
+    Source,
+    Want,
+)
 from kaifs.service.switching import finish_due_backups
 from kaifs.service.verbs import VERBS, Verb
 from kaifs.store.store import Store
@@ -22,6 +33,7 @@ def run_embedded(
     source: Source | None = None,
     on_progress: OnProgress | None = None,
     on_output: OnOutput | None = None,
+    signer: Signer | None = None,
 ) -> Any:
     """Open the store, run *verb*, make it durable, close, and return the verb's result.
 
@@ -35,12 +47,12 @@ def run_embedded(
     try:
         forest = Forest(store)
         forest.recover()
-        context = Context(store, forest, Caller(os.getuid(), os.getgid()))
+        context = Context(store, forest, this_caller())
         finish_due_backups(context)
         if store.is_dirty:
             # What a process that died left is mended once, also by a verb that only reads.
             store.commit()
-        result = run(context, found, params, source, on_progress, on_output)
+        result = run(context, found, params, source, on_progress, on_output, signer)
         if found.changes:
             store.commit()
     except BaseException:
@@ -58,18 +70,22 @@ def run(
     source: Source | None = None,
     on_progress: OnProgress | None = None,
     on_output: OnOutput | None = None,
+    signer: Signer | None = None,
 ) -> Any:
     """Run *verb* to its end on a store that is open, and return its result."""
     steps = verb.run(context, params)
     try:
         step = next(steps)
         while True:
-            answer = None
+            answer: Item | None = None
             match step:
                 case Want():
                     assert source is not None, "the verb wants a source"
                     # None tells the verb that the source ended before its End.
                     answer = next(source, None)
+                case Sign(record=record):
+                    assert signer is not None, "the verb wants a signature"
+                    answer = Signature(signer(record))
                 case Commit():
                     context.store.commit()
                 case Progress() if on_progress is not None:

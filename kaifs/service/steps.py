@@ -3,8 +3,8 @@
 A verb that takes in a folder yields `Want` and is sent one `Item`; a verb that
 gives files out yields `Output` with encoded items. The same items travel both
 ways: a tree in pre-order, each `Entry` followed by its `Data`. Only the
-process that the user started touches the user's folders; the side that owns
-the store sees items alone.
+process that the user started touches the user's folders and keys; the side that
+owns the store sees items alone, and has signatures made by yielding `Sign`.
 """
 
 import struct
@@ -56,7 +56,14 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
     """Nothing follows. Without it the tree is incomplete."""
 
 
-Item: TypeAlias = Total | Entry | Data | End
+class Signature(msgspec.Struct, frozen=True, array_like=True, tag="signature"):
+    """The answer to `Sign`. May come after `End`."""
+
+    armored: bytes
+    """SSHSIG."""
+
+
+Item: TypeAlias = Total | Entry | Data | End | Signature
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
@@ -81,6 +88,13 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag="want"):
     """The verb needs the next item of the source."""
 
 
+class Sign(msgspec.Struct, frozen=True, array_like=True, tag="sign"):
+    """The verb needs a signature of the user's, and is sent a `Signature`; None if none came."""
+
+    record: bytes
+    """What is to be signed."""
+
+
 class Flush(msgspec.Struct, frozen=True, array_like=True, tag="flush"):
     """The verb needs a barrier here: what programs have written so far must reach the store.
 
@@ -92,10 +106,12 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
     """The verb needs what it has changed so far to be durable before it goes on."""
 
 
-Step: TypeAlias = Progress | Output | Want | Flush | Commit
+Step: TypeAlias = Progress | Output | Want | Sign | Flush | Commit
 Source: TypeAlias = Iterator[Item]
 OnProgress: TypeAlias = Callable[[Progress], None]
 OnOutput: TypeAlias = Callable[[bytes], None]
+Signer: TypeAlias = Callable[[bytes], bytes]
+"""Returns an armored signature of a record. In the user's process."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Item] = msgspec.msgpack.Decoder(Item)
