@@ -20,7 +20,8 @@ from kaifs.base.types import RootId
 from kaifs.control.messages import AttachParams, AttachResult
 from kaifs.control.server import Passed
 from kaifs.fuse.handlers import Handlers
-from kaifs.fuse.kernel_transport import Features, KernelConnection
+from kaifs.fuse.kernel_requests import Features
+from kaifs.fuse.kernel_transport import KernelConnection
 from kaifs.meta.records import RootState
 from kaifs.service.context import Context
 from kaifs.service.reference import resolve_snapshot
@@ -99,7 +100,12 @@ class Attachments:
             # Without the writeback cache a quota answers at write(2), and not at a later fsync.
             # What may not be written must be refused at open, and a client may mount as it
             # likes: then OPEN has to come.
-            features = Features(writeback=False, zero_message_open=not namespace.read_only)
+            features = Features(
+                writeback=False,
+                zero_message_open=not namespace.read_only,
+                # Whoever is inside owns everything: the lists of others say nothing to them.
+                access_lists=False,
+            )
             connection = self._connections[root] = KernelConnection(passed.fd, handlers, features)
             log.info("attached", extra={"snapshot": where, "quota": params.quota})
             try:

@@ -4,7 +4,7 @@ They add to the name space what belongs to a connection: lookup counts, which
 inodes are open for writing, how many STATFS came, and what a request has to
 wait for. Ints and bytes in, plain values out, `KaifsError` if it cannot be.
 
-Everything but `fsync` and `mkdir` is done without a wait, so no request ever
+Everything but `fsync` and `mkdir` (in `@snapshots/`) is done without a wait, so no request ever
 sees another half done.
 """
 
@@ -56,22 +56,47 @@ class Handlers:
         self.namespace.forget(node, lookups)
 
     def mknod(
-        self, parent: KernelNode, name: bytes, mode: int, rdev: int, caller: Caller
+        self,
+        parent: KernelNode,
+        name: bytes,
+        mode: int,
+        rdev: int,
+        caller: Caller,
+        umask: int = 0,
     ) -> Attributes:
         """Make a file of any type but a directory."""
-        return self._told(self.namespace.make(parent, name, mode, caller, rdev))
+        return self._told(self.namespace.make(parent, name, mode, caller, rdev, umask))
 
-    async def mkdir(self, parent: KernelNode, name: bytes, mode: int, caller: Caller) -> Attributes:
+    def is_made_behind_barrier(self, parent: KernelNode) -> bool:
+        """Return whether a directory made in *parent* shows all that was written before."""
+        return self.namespace.is_snapshots(parent)
+
+    def mkdir_nowait(
+        self, parent: KernelNode, name: bytes, mode: int, caller: Caller, umask: int = 0
+    ) -> Attributes:
+        """Make a directory, for which nothing needs to be written before."""
+        return self._told(self.namespace.make(parent, name, mode, caller, 0, umask))
+
+    async def mkdir(
+        self, parent: KernelNode, name: bytes, mode: int, caller: Caller, umask: int = 0
+    ) -> Attributes:
         """Make a directory; in `@snapshots/` one that shows all that was written before."""
-        if self.namespace.is_snapshots(parent):
+        if self.is_made_behind_barrier(parent):
             await self._barrier()
-        return self._told(self.namespace.make(parent, name, mode, caller))
+        return self.mkdir_nowait(parent, name, mode, caller, umask)
 
     def create(
-        self, parent: KernelNode, name: bytes, mode: int, caller: Caller
+        self, parent: KernelNode, name: bytes, mode: int, caller: Caller, umask: int = 0
     ) -> tuple[Attributes, int]:
         """Make a regular file and open it; return its attributes and handle."""
-        made = self._told(self.namespace.make(parent, name, mode, caller))
+        made = self._told(self.namespace.make(parent, name, mode, caller, 0, umask))
+        return made, self._open_for_writing(made.node)
+
+    def create_nameless(
+        self, parent: KernelNode, mode: int, caller: Caller, umask: int
+    ) -> tuple[Attributes, int]:
+        """Make a regular file without a name and open it, as `create`."""
+        made = self._told(self.namespace.make_nameless(parent, mode, caller, umask))
         return made, self._open_for_writing(made.node)
 
     def symlink(self, parent: KernelNode, name: bytes, target: bytes, caller: Caller) -> Attributes:
@@ -136,9 +161,17 @@ class Handlers:
         """Return an extended attribute."""
         return self.namespace.getxattr(node, name)
 
-    def setxattr(self, node: KernelNode, name: bytes, value: bytes, flags: int = 0) -> None:
+    def setxattr(
+        self,
+        node: KernelNode,
+        name: bytes,
+        value: bytes,
+        flags: int = 0,
+        *,
+        kill_set_gid: bool = False,
+    ) -> None:
         """Set an extended attribute."""
-        self.namespace.setxattr(node, name, value, flags)
+        self.namespace.setxattr(node, name, value, flags, kill_set_gid=kill_set_gid)
 
     def listxattr(self, node: KernelNode) -> list[bytes]:
         """Return the names of extended attributes."""
@@ -188,6 +221,56 @@ class Handlers:
             kill_privileges=kill_privileges,
             keep_times=keep_times,
         )
+
+    def seek(self, node: KernelNode, offset: int, *, hole: bool) -> int:
+        """Return where data, or a hole, is. What the kernel has not sent yet is not seen."""
+        return self.namespace.seek(node, offset, hole=hole)
+
+    def allocate(
+        self,
+        node: KernelNode,
+        offset: int,
+        length: int,
+        mode: int,
+        *,
+        kill_privileges: bool,
+        keep_times: bool,
+    ) -> None:
+        """Extend a file, or make a hole in it."""
+        self.namespace.allocate(
+            node,
+            offset,
+            length,
+            mode,
+            kill_privileges=kill_privileges,
+            keep_times=keep_times,
+        )
+
+    def copy_range(
+        self,
+        source: KernelNode,
+        start: int,
+        node: KernelNode,
+        offset: int,
+        length: int,
+        *,
+        kill_privileges: bool,
+        keep_times: bool,
+    ) -> int:
+        """Copy between two files by sharing blocks; return how many bytes."""
+        return self.namespace.copy_range(
+            source,
+            start,
+            node,
+            offset,
+            length,
+            kill_privileges=kill_privileges,
+            keep_times=keep_times,
+        )
+
+    def is_written(self, node: KernelNode) -> bool:
+        """Return whether *node* is open for writing, as far as opens are told."""
+        return node in self._writers
 
     def now_ns(self) -> int:
         """Return the time, ns since 1970."""

@@ -15,14 +15,15 @@ OLDEST_MINOR: Final = 31
 
 IN_HEADER: Final = Struct("=IIQQIIIHH")
 """len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding."""
+BODY: Final = IN_HEADER.size
+"""Where in a message the fields of its opcode begin."""
 OUT_HEADER: Final = Struct("=IiQ")
 """len, error (negative errno), unique."""
-ATTR: Final = Struct("=QQQQQQIIIIIIIIII")
-"""ino, size, blocks, a/m/ctime, a/m/ctimensec, mode, nlink, uid, gid, rdev, blksize, flags."""
-ENTRY_HEAD: Final = Struct("=QQQQII")
-"""nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec."""
-ATTR_HEAD: Final = Struct("=QII")
-"""attr_valid, attr_valid_nsec, dummy."""
+ATTR_OUT: Final = Struct("=QIIQQQQQQIIIIIIIIII")
+"""attr_valid, attr_valid_nsec, dummy; then attr: ino, size, blocks, a/m/ctime, a/m/ctimensec, mode,
+nlink, uid, gid, rdev, blksize, flags."""
+ENTRY_OUT: Final = Struct("=QQQQIIQQQQQQIIIIIIIIII")
+"""nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec; then attr."""
 INIT_IN: Final = Struct("=IIII")
 """major, minor, max_readahead, flags; then flags2 since 7.36."""
 INIT_OUT: Final = Struct("=IIIIHHIIHHII24x")
@@ -31,16 +32,36 @@ max_pages, map_alignment, flags2, max_stack_depth."""
 FORGET_ONE: Final = Struct("=QQ")
 SETATTR_IN: Final = Struct("=IIQQQQQQIIIIIIII")
 """valid, padding, fh, size, lock_owner, a/m/ctime, a/m/ctimensec, mode, unused, uid, gid, unused."""
+MKNOD_IN: Final = Struct("=III4x")
+"""mode, rdev, umask; then the name."""
+CREATE_IN: Final = Struct("=IIII")
+"""flags, mode, umask, open_flags; then the name. TMPFILE too."""
 OPEN_OUT: Final = Struct("=QII")
 """fh, open_flags, backing_id."""
-READ_IN: Final = Struct("=QQIIQII")
-"""fh, offset, size, read_flags, lock_owner, flags, padding. READDIR and READDIRPLUS too."""
-WRITE_IN: Final = Struct("=QQIIQII")
-"""fh, offset, size, write_flags, lock_owner, flags, padding."""
+READ_IN: Final = Struct("=QQI")
+"""fh, offset, size; then read_flags, lock_owner, flags. READDIR and READDIRPLUS too."""
+WRITE_IN: Final = Struct("=QQII16x")
+"""fh, offset, size, write_flags; then lock_owner, flags."""
+LSEEK_IN: Final = Struct("=QQI4x")
+"""fh, offset, whence."""
+FALLOCATE_IN: Final = Struct("=QQQI4x")
+"""fh, offset, length, mode."""
+COPY_FILE_RANGE_IN: Final = Struct("=QQQQQQQ")
+"""fh_in, off_in, nodeid_out, fh_out, off_out, len, flags; the header's node is the source."""
+SETXATTR_EXT: Final = 16
+"""Size of SETXATTR's fields with SETXATTR_EXT: size, flags, setxattr_flags, padding."""
+SETXATTR_SHORT: Final = 8
+"""Without it: size, flags."""
+STATX_IN: Final = Struct("=II8xII")
+"""getattr_flags, reserved; fh; sx_flags, sx_mask."""
+STATX_OUT: Final = Struct("=QII16xIIQIIIH2xQQQQqI4xqI4xqI4xqI4xIIII112x")
+"""attr_valid, attr_valid_nsec, flags; then statx: mask, blksize, attributes, nlink, uid, gid, mode,
+ino, size, blocks, attributes_mask, a/b/c/mtime, rdev and dev as major and minor."""
 STATFS_OUT: Final = Struct("=QQQQQIII28x")
 """blocks, bfree, bavail, files, ffree, bsize, namelen, frsize."""
 DIRENT: Final = Struct("=QQII")
 """ino, off, namelen, type; then the name, padded to 8 bytes."""
+U32: Final = Struct("=I")
 TWO_U32: Final = Struct("=II")
 U64: Final = Struct("=Q")
 NOTIFY_INVAL_INODE: Final = Struct("=Qqq")
@@ -84,9 +105,15 @@ class Opcode(IntEnum):
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
+    FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
     SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+    COPY_FILE_RANGE_64 = 53
 
 
 class Notify(IntEnum):
@@ -102,18 +129,22 @@ class Init(IntFlag):
 
     ASYNC_READ = 1 << 0
     BIG_WRITES = 1 << 5
+    DONT_MASK = 1 << 6
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
     ASYNC_DIO = 1 << 15
     WRITEBACK_CACHE = 1 << 16
     NO_OPEN_SUPPORT = 1 << 17
     PARALLEL_DIROPS = 1 << 18
+    POSIX_ACL = 1 << 20
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
     HANDLE_KILLPRIV_V2 = 1 << 28
     SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
+    ALLOW_IDMAP = 1 << 40
+    """Then `uid` and `gid` of a request count only where something is made."""
 
 
 class SetAttr(IntFlag):
@@ -140,6 +171,9 @@ OPEN_NOFLUSH: Final = 1 << 5
 OPEN_KILL_SUIDGID: Final = 1 << 0
 """In the open_flags of OPEN and CREATE: a truncation takes set-id bits away."""
 WRITE_KILL_SUIDGID: Final = 1 << 2
+SETXATTR_ACL_KILL_SGID: Final = 1 << 0
+INTERRUPT_BIT: Final = 1
+"""Set in `unique` of an INTERRUPT, whose body names the request."""
 
 MIN_READ_BUFFER: Final = 8192
 """Smallest buffer that read(2) of the device accepts."""

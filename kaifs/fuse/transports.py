@@ -88,7 +88,8 @@ def make_transport(name: Name, handlers: Handlers) -> Transport:
         return Nowhere()
     # Each is imported only if it is used: pyfuse3 alone takes 30 ms.
     if name == "kernel":
-        from kaifs.fuse.kernel_transport import Features, KernelMount
+        from kaifs.fuse.kernel_requests import Features
+        from kaifs.fuse.kernel_transport import KernelMount
 
         return KernelMount(handlers, Features())
     from kaifs.fuse.pyfuse3_transport import Pyfuse3Mount

@@ -140,6 +140,14 @@ class Content:
                 self.put_extent(ino, extent.cut(stop, extent.stop))
         return covered
 
+    def put_range(self, ino: Ino, start: int, stop: int, extents: list[Extent]) -> int:
+        """Let file bytes [start, stop) be *extents*, holes between. Return the growth as `write`."""
+        self._root.charge(sum(map(self.own_size, extents)))
+        grown = sum(extent.length for extent in extents) - self.punch(ino, start, stop)
+        for extent in extents:
+            self.put_extent(ino, extent)
+        return grown
+
     def replace(self, ino: Ino, extents: list[Extent]) -> None:
         """Let the file consist of *extents* alone."""
         old = self.extents(ino)
@@ -152,3 +160,10 @@ class Content:
         for extent in extents:
             if known.get(extent.offset) != extent:
                 self.put_extent(ino, extent)
+
+
+def moved(extent: Extent, distance: int) -> Extent:
+    """Return *extent* for a place in a file that is *distance* bytes further on."""
+    return Extent(
+        extent.offset + distance, extent.length, extent.block, extent.block_offset, extent.inline
+    )

@@ -17,6 +17,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from kaifs.base.errors import (
+    AccessError,
     AttributeTooLargeError,
     DirectoryNotEmptyError,
     EntryExistsError,
@@ -29,6 +30,8 @@ from kaifs.base.errors import (
     NoSpaceError,
     NotDirectoryError,
     NotPermittedError,
+    NotSupportedError,
+    PastEndError,
     SealedError,
     TooManyLinksError,
 )
@@ -60,8 +63,9 @@ from kaifs.meta.records import (
 )
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
+from kaifs.tree import acl
 from kaifs.tree.btree import BTree
-from kaifs.tree.content import Content
+from kaifs.tree.content import Content, moved
 
 _NO_BLOCK: Final = BlockId(0)
 _PERMISSIONS: Final = 0o7777
@@ -78,6 +82,8 @@ class RenameFlags(IntFlag):
     NONE = 0
     NOREPLACE = 1
     EXCHANGE = 2
+    WHITEOUT = 4
+    """Leave a whiteout (character device 0:0) behind. Whoever renames makes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,18 @@ class AttributeChange:
     atime_ns: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A range of one file as another one is to have it."""
+
+    length: int
+    """Bytes, holes included."""
+    extents: list[Extent]
+    """What is not in a hole, at its new place."""
+    is_whole: bool
+    """Whether it is all of the file."""
 
 
 class Tree:
@@ -289,6 +307,7 @@ class Tree:
         *,
         rdev: int = 0,
         inherit: bool = True,
+        umask: int = 0,
     ) -> Ino:
         """Make a file, directory, FIFO, socket or device, told by the type bits of *mode*.
 
@@ -300,7 +319,8 @@ class Tree:
             gid: Group, unless the parent's set-gid bit says otherwise.
             now_ns: The time, ns since 1970.
             rdev: Device number, for devices.
-            inherit: Whether the parent's set-gid bit counts (inode(7)).
+            inherit: Whether the parent's set-gid bit and default ACL count (inode(7), acl(5)).
+            umask: Bits to take off *mode*, unless the parent has a default ACL.
 
         Raises:
             FileError: as mknod(2) and mkdir(2).
@@ -317,9 +337,39 @@ class Tree:
             gid = above.gid
             if is_directory:
                 mode |= stat.S_ISGID
+        default = self.btree.get(keys.xattr_key(parent, acl.DEFAULT)) if inherit else None
+        mode, lists = _inherited(mode, umask, default)
         ino = self._new_inode(mode, uid, gid, now_ns, nlink=2 if is_directory else 1, rdev=rdev)
+        self._put_lists(ino, lists)
         self._insert(parent, above, name, ino, kind, now_ns)
         return ino
+
+    def make_nameless(
+        self, parent: Ino, mode: int, uid: int, gid: int, now_ns: int, *, umask: int = 0
+    ) -> Ino:
+        """Make a regular file without a name, as O_TMPFILE of open(2) does.
+
+        It is an orphan, for the caller to reap or to `link`. The set-gid bit and
+        the default ACL of the directory *parent* count as for `make`.
+
+        Raises:
+            FileError: as open(2).
+        """
+        self._check_writable()
+        above = self._directory(parent)
+        if above.mode & stat.S_ISGID:
+            gid = above.gid
+        default = self.btree.get(keys.xattr_key(parent, acl.DEFAULT))
+        mode, lists = _inherited(stat.S_IFREG | mode & _PERMISSIONS, umask, default)
+        ino = self._new_inode(mode, uid, gid, now_ns, nlink=0)
+        self._put_lists(ino, lists)
+        self._make_orphan(ino, self.inode(ino))
+        return ino
+
+    def _put_lists(self, ino: Ino, lists: dict[bytes, bytes]) -> None:
+        for name, value in lists.items():
+            self.root.charge(len(value))
+            self.btree.put(keys.xattr_key(ino, name), value)
 
     def symlink(
         self,
@@ -362,8 +412,10 @@ class Tree:
             raise InvalidOperationError(f"inode {ino} is no symbolic link")
         return self.content.read(ino, 0, inode.size)
 
-    def link(self, ino: Ino, parent: Ino, name: bytes, now_ns: int) -> None:
-        """Give a file another name.
+    def link(
+        self, ino: Ino, parent: Ino, name: bytes, now_ns: int, *, nameless: bool = False
+    ) -> None:
+        """Give a file another name, or its first if it may be *nameless*.
 
         Raises:
             FileError: as link(2).
@@ -372,11 +424,14 @@ class Tree:
         inode = self.inode(ino)
         if stat.S_ISDIR(inode.mode):
             raise NotPermittedError("hard link of a directory")
-        if inode.nlink == 0:
+        if inode.nlink == 0 and not nameless:
             raise NoEntryError(f"inode {ino} has no name any more")
         if inode.nlink >= LINK_MAX:
             raise TooManyLinksError(os.fsdecode(name))
-        self.root.charge(LINK_CHARGE)
+        if inode.nlink == 0:
+            self.btree.delete(keys.orphan_key(ino))
+        else:
+            self.root.charge(LINK_CHARGE)
         self.put_inode(ino, replace(inode, nlink=inode.nlink + 1, ctime_ns=now_ns))
         self._insert(parent, above, name, ino, stat.S_IFMT(inode.mode), now_ns)
 
@@ -637,6 +692,8 @@ class Tree:
             change.size is not None and kill_privileges
         ):
             mode = without_set_id(mode)
+        if change.mode is not None:
+            self._update_list(ino, mode)
         if change.size is not None:
             inode = self._resize(ino, inode, change.size, now_ns)
         inode = replace(
@@ -650,6 +707,13 @@ class Tree:
         )
         self.put_inode(ino, inode)
         return inode
+
+    def _update_list(self, ino: Ino, mode: int) -> None:
+        """Let the ACL of *ino* say what *mode* says, if there is one."""
+        key = keys.xattr_key(ino, acl.ACCESS)
+        value = self.btree.get(key)
+        if value is not None:
+            self.btree.put(key, acl.Acl.decode(value).with_mode(mode).encode())
 
     def _check_resize(self, inode: InodeRecord, size: int) -> None:
         if stat.S_ISDIR(inode.mode):
@@ -681,8 +745,7 @@ class Tree:
             FileError: as read(2).
         """
         inode = self.inode(ino)
-        if not stat.S_ISREG(inode.mode):
-            raise IsDirectoryError if stat.S_ISDIR(inode.mode) else InvalidOperationError
+        _check_regular(inode)
         stop = min(offset + size, inode.size)
         return self.content.read(ino, offset, stop) if stop > offset else b""
 
@@ -708,10 +771,7 @@ class Tree:
             FileError: as write(2).
             NoSpaceError: the disk is full; the file is as it was.
         """
-        self._check_writable()
-        inode = self.inode(ino)
-        if not stat.S_ISREG(inode.mode):
-            raise IsDirectoryError if stat.S_ISDIR(inode.mode) else InvalidOperationError
+        inode = self._regular(ino)
         stop = offset + len(payload)
         if stop > FILE_SIZE_MAX:
             raise FileTooLargeError
@@ -720,18 +780,138 @@ class Tree:
         size = max(inode.size, stop)
         self._check_tree_size(inode, size)
         grown = self.content.write(ino, offset, payload)
+        self._put_content_change(ino, inode, size, grown, now_ns, kill_privileges)
+        return len(payload)
+
+    def allocate(
+        self,
+        ino: Ino,
+        start: int,
+        stop: int,
+        now_ns: int | None,
+        *,
+        clear: bool = False,
+        keep_size: bool = False,
+        kill_privileges: bool = False,
+    ) -> None:
+        """Extend a file to *stop* bytes, or turn its bytes [start, stop) into a hole.
+
+        Nothing is reserved: what is written later takes new room in any case,
+        for blocks never change.
+
+        Args:
+            ino: A regular file.
+            start: First byte.
+            stop: Just past the last byte; greater than *start*.
+            now_ns: As for `write`.
+            clear: Make the hole.
+            keep_size: Let the size be.
+            kill_privileges: Take the set-id bits away.
+
+        Raises:
+            FileError: as fallocate(2).
+            NoSpaceError: the tree's files would be too large together.
+        """
+        inode = self._regular(ino)
+        if stop > FILE_SIZE_MAX:
+            raise FileTooLargeError
+        size = inode.size if keep_size else max(inode.size, stop)
+        self._check_tree_size(inode, size)
+        grown = -self.content.punch(ino, start, stop) if clear else 0
+        self._put_content_change(ino, inode, size, grown, now_ns, kill_privileges)
+
+    def copy_range(
+        self,
+        source: Tree,
+        source_ino: Ino,
+        start: int,
+        ino: Ino,
+        offset: int,
+        length: int,
+        now_ns: int | None,
+        *,
+        kill_privileges: bool = False,
+    ) -> int:
+        """Let *length* bytes at *offset* be those of another file from *start*, sharing its blocks.
+
+        Holes stay holes. The trees must be of one store. What is copied ends at the
+        source's end; return how many bytes that is.
+
+        Args:
+            source: The tree of the file to copy from; may be this one.
+            source_ino: A regular file; may be *ino*, if the ranges do not overlap.
+            start: First byte to copy.
+            ino: The regular file to copy to.
+            offset: Where in it.
+            length: Bytes, at most.
+            now_ns: As for `write`.
+            kill_privileges: Take the set-id bits away.
+
+        Raises:
+            FileError: as copy_file_range(2).
+            NoSpaceError: the tree's files would be too large together.
+        """
+        inode = self._regular(ino)
+        copied = self.copied_extents(source, source_ino, start, offset, length)
+        if not copied.length:
+            return 0
+        stop = offset + copied.length
+        if stop > FILE_SIZE_MAX:
+            raise FileTooLargeError
+        size = max(inode.size, stop)
+        self._check_tree_size(inode, size)
+        grown = self.content.put_range(ino, offset, stop, copied.extents)
+        sha256 = b""
+        if inode.size == offset == 0 and copied.is_whole:
+            sha256 = source.inode(source_ino).sha256
+        self._put_content_change(ino, inode, size, grown, now_ns, kill_privileges, sha256)
+        return copied.length
+
+    def copied_extents(
+        self, source: Tree, source_ino: Ino, start: int, offset: int, length: int
+    ) -> Copied:
+        """Return what `copy_range` puts at *offset*.
+
+        Raises:
+            FileError: the source is no regular file.
+        """
+        inode = source.inode(source_ino)
+        _check_regular(inode)
+        stop = min(start + length, inode.size)
+        extents = [
+            moved(extent.cut(max(extent.offset, start), min(extent.stop, stop)), offset - start)
+            for extent in (source.content.extents(source_ino, start, stop) if stop > start else [])
+        ]
+        return Copied(max(stop - start, 0), extents, start == 0 and stop == inode.size)
+
+    def _regular(self, ino: Ino) -> InodeRecord:
+        """Return a file for a change of its content."""
+        self._check_writable()
+        inode = self.inode(ino)
+        _check_regular(inode)
+        return inode
+
+    def _put_content_change(
+        self,
+        ino: Ino,
+        inode: InodeRecord,
+        size: int,
+        grown: int,
+        now_ns: int | None,
+        kill_privileges: bool,
+        sha256: bytes = b"",
+    ) -> None:
         self.root.size += size - inode.size
         changed = replace(
             inode,
             size=size,
             allocated=inode.allocated + grown,
-            sha256=b"",
+            sha256=sha256,
             mode=without_set_id(inode.mode) if kill_privileges else inode.mode,
             mtime_ns=inode.mtime_ns if now_ns is None else now_ns,
             ctime_ns=inode.ctime_ns if now_ns is None else now_ns,
         )
         self.put_inode(ino, changed)
-        return len(payload)
 
     def own_size(self, ino: Ino, start: int, stop: int) -> int:
         """Return how many bytes of [start, stop) are not shared with what the tree was cloned of."""
@@ -764,17 +944,24 @@ class Tree:
         """Return where the next byte that is not in a hole is, at or after *offset*.
 
         Raises:
-            NoEntryError: there is none (ENXIO of lseek(2)).
+            PastEndError: there is none.
         """
         inode = self.inode(ino)
-        for extent in self.content.extents(ino, offset, inode.size):
+        for extent in self.content.extents(ino, offset, inode.size) if offset < inode.size else ():
             return max(extent.offset, offset)
-        raise NoEntryError("no data")
+        raise PastEndError
 
     def seek_hole(self, ino: Ino, offset: int) -> int:
-        """Return where the next hole is, at or after *offset*; the end counts as one."""
+        """Return where the next hole is, at or after *offset*; the end counts as one.
+
+        Raises:
+            PastEndError: *offset* is not inside the file.
+        """
+        inode = self.inode(ino)
+        if offset >= inode.size:
+            raise PastEndError
         position = offset
-        for extent in self.content.extents(ino, offset, self.inode(ino).size):
+        for extent in self.content.extents(ino, offset, inode.size):
             if extent.offset > position:
                 break
             position = extent.stop
@@ -793,8 +980,27 @@ class Tree:
             raise NoAttributeError(os.fsdecode(name))
         return value
 
-    def setxattr(self, ino: Ino, name: bytes, value: bytes, now_ns: int, flags: int = 0) -> None:
+    def setxattr(
+        self,
+        ino: Ino,
+        name: bytes,
+        value: bytes,
+        now_ns: int,
+        flags: int = 0,
+        *,
+        kill_set_gid: bool = False,
+    ) -> None:
         """Set an extended attribute; XATTR_CREATE and XATTR_REPLACE count in *flags*.
+
+        An ACL changes the mode with it. One that says no more than a mode is not kept.
+
+        Args:
+            ino: Whose.
+            name: Its name.
+            value: Its value.
+            now_ns: New ctime.
+            flags: As setxattr(2).
+            kill_set_gid: Take the set-gid bit away if an ACL changes the mode.
 
         Raises:
             FileError: as setxattr(2).
@@ -812,9 +1018,25 @@ class Tree:
                 raise EntryExistsError(os.fsdecode(name))
             if flags & os.XATTR_REPLACE and not exists:
                 raise NoAttributeError(os.fsdecode(name))
-        self.root.charge(len(value) - len(self.btree.get(key) or b""))
-        self.btree.put(key, value)
-        self.put_inode(ino, replace(inode, ctime_ns=now_ns))
+        mode, is_kept = inode.mode, True
+        if name in (acl.ACCESS, acl.DEFAULT):
+            if stat.S_ISLNK(mode):
+                raise NotSupportedError
+            entries = acl.Acl.decode(value)
+            if name == acl.DEFAULT and not stat.S_ISDIR(mode):
+                raise AccessError
+            if name == acl.ACCESS:
+                mode = mode & ~0o777 | entries.permissions
+                if kill_set_gid:
+                    mode &= ~stat.S_ISGID
+                is_kept = not entries.is_minimal
+        old = self.btree.get(key)
+        self.root.charge((len(value) if is_kept else 0) - len(old or b""))
+        if is_kept:
+            self.btree.put(key, value)
+        elif old is not None:
+            self.btree.delete(key)
+        self.put_inode(ino, replace(inode, mode=mode, ctime_ns=now_ns))
 
     def listxattr(self, ino: Ino) -> list[bytes]:
         """Return the names of all extended attributes, sorted."""
@@ -837,6 +1059,22 @@ class Tree:
         self.root.charge(-len(self.getxattr(ino, name)))
         self.btree.delete(keys.xattr_key(ino, name))
         self.put_inode(ino, replace(inode, ctime_ns=now_ns))
+
+
+def _inherited(mode: int, umask: int, default: bytes | None) -> tuple[int, dict[bytes, bytes]]:
+    """Return mode and ACLs of what is made with *mode* where *default* is the default ACL."""
+    if default is None:
+        return mode & ~umask, {}
+    entries = acl.Acl.decode(default).inherited(mode)
+    lists = {} if entries.is_minimal else {acl.ACCESS: entries.encode()}
+    if stat.S_ISDIR(mode):
+        lists[acl.DEFAULT] = default
+    return mode & ~0o777 | entries.permissions, lists
+
+
+def _check_regular(inode: InodeRecord) -> None:
+    if not stat.S_ISREG(inode.mode):
+        raise IsDirectoryError if stat.S_ISDIR(inode.mode) else InvalidOperationError
 
 
 def _cut_time(time_ns: int) -> int:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from kaifs.base.types import KernelNode
 
 FOREVER_S: Final = 1_000_000_000.0
@@ -12,9 +14,11 @@ BLOCK_SIZE: Final = 512
 """Unit of `blocks`. Source: stat(2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """One inode as the kernel sees it. Times are ns since 1970."""
+class Attributes(msgspec.Struct, frozen=True, gc=False):
+    """One inode as the kernel sees it. Times are ns since 1970.
+
+    One is made for nearly each request, and a Struct in a tenth of a dataclass's time.
+    """
 
     node: KernelNode
     st_ino: int
@@ -29,14 +33,15 @@ class Attributes:
     atime_ns: int
     mtime_ns: int
     ctime_ns: int
+    btime_ns: int
+    """When it was made."""
     entry_timeout_s: float
     """How long the kernel may remember the name under which this was found."""
     attr_timeout_s: float
     """How long the kernel may remember the attributes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """One entry of a directory listing."""
 
     name: bytes
@@ -59,8 +64,7 @@ class FileSystemSpace:
     inodes_free: int
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who made a request, as the kernel tells it."""
 
     uid: int

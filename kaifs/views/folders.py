@@ -186,6 +186,7 @@ class Folders:
             atime_ns=shape.changed_ns,
             mtime_ns=shape.changed_ns,
             ctime_ns=shape.changed_ns,
+            btime_ns=shape.changed_ns,
             entry_timeout_s=FOREVER_S,
             attr_timeout_s=FOREVER_S,
         )

@@ -15,7 +15,10 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from enum import IntFlag
 from typing import Final, Protocol
+
+from msgspec import structs
 
 from kaifs.base.errors import (
     BadNameError,
@@ -26,7 +29,10 @@ from kaifs.base.errors import (
     NameTooLongError,
     NoAttributeError,
     NoEntryError,
+    NoSpaceError,
     NotPermittedError,
+    NotSupportedError,
+    PastEndError,
     QuotaError,
     SealedError,
 )
@@ -60,9 +66,26 @@ from kaifs.views.numbers import ROOT_NODE, VIRTUAL_ROOT, Kind, split_virtual, vi
 _DOT_COOKIE: Final = 1
 _DOT_DOT_COOKIE: Final = 2
 
+_SELINUX: Final = b"security.selinux"
+"""Where a file has none, the answer is that there are none at all: `ls -l` asks for each file
+until it hears that, and the kernel remembers no attribute."""
+
 _SNAPSHOTS_PREFIX: Final = "@snapshots/"
 _VERSIONS_PREFIX: Final = "@versions/"
 _CURRENT: Final = "current"
+
+
+class FallocateMode(IntFlag):
+    """What fallocate(2) is asked for; the kernel passes no other modes."""
+
+    KEEP_SIZE = 0x01
+    PUNCH_HOLE = 0x02
+    ZERO_RANGE = 0x10
+
+
+_ALLOCATE_MODES: Final = (
+    FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE | FallocateMode.ZERO_RANGE
+)
 
 
 class Actions(Protocol):
@@ -143,6 +166,8 @@ class Namespace:
     _folders: Folders = field(init=False)
     _orphans: set[KernelNode] = field(default_factory=set, init=False)
     """Unlinked inodes that the kernel still knows."""
+    _nameless: set[KernelNode] = field(default_factory=set, init=False)
+    """Those of them that never had a name: they may get one."""
 
     def __post_init__(self) -> None:
         self._store = self.forest.store
@@ -303,7 +328,7 @@ class Namespace:
         """Return *attributes* of a virtual inode with the node that the kernel knows."""
         if not self.scope.agent:
             return attributes
-        return replace(attributes, node=self.shown_node(attributes.node))
+        return structs.replace(attributes, node=self.shown_node(attributes.node))
 
     def _tree_attributes(self, tree: Tree, root: RootId, ino: Ino) -> Attributes:
         inode: InodeRecord = tree.inode(ino)
@@ -325,6 +350,7 @@ class Namespace:
             atime_ns=inode.atime_ns,
             mtime_ns=inode.mtime_ns,
             ctime_ns=inode.ctime_ns,
+            btime_ns=inode.btime_ns,
             entry_timeout_s=timeout_s,
             attr_timeout_s=timeout_s,
         )
@@ -412,7 +438,13 @@ class Namespace:
         return bool(self.scope.view) or split_virtual(ino)[0] is Kind.ROOT
 
     def make(
-        self, parent: KernelNode, name: bytes, mode: int, caller: Caller, rdev: int = 0
+        self,
+        parent: KernelNode,
+        name: bytes,
+        mode: int,
+        caller: Caller,
+        rdev: int = 0,
+        umask: int = 0,
     ) -> Attributes:
         """Make an inode of the type in *mode* as *name*: mknod(2), mkdir(2), open(2).
 
@@ -421,9 +453,10 @@ class Namespace:
         Args:
             parent: Where.
             name: Under which name.
-            mode: Type and permission bits; the umask has been applied.
+            mode: Type and permission bits.
             caller: Who owns it.
             rdev: Of device nodes.
+            umask: Bits to take off, unless a default ACL says otherwise; 0 if the kernel has.
         """
         _check_name(name)
         root, ino = self._split(parent)
@@ -435,7 +468,25 @@ class Namespace:
         tree = self._writable_tree(root)
         self._check_quota(tree, INODE_CHARGE)
         owner = self._owner(caller)
-        made = tree.make(ino, name, mode, owner.uid, owner.gid, self.now_ns(), rdev=rdev)
+        made = tree.make(
+            ino, name, mode, owner.uid, owner.gid, self.now_ns(), rdev=rdev, umask=umask
+        )
+        return self._tree_attributes(tree, root, made)
+
+    def make_nameless(
+        self, parent: KernelNode, mode: int, caller: Caller, umask: int = 0
+    ) -> Attributes:
+        """Make a regular file without a name, which may get one by `link` (O_TMPFILE)."""
+        root, ino = self._split(parent)
+        if root == VIRTUAL_ROOT:
+            raise self._refusal(ino)
+        tree = self._writable_tree(root)
+        self._check_quota(tree, INODE_CHARGE)
+        owner = self._owner(caller)
+        made = tree.make_nameless(ino, mode, owner.uid, owner.gid, self.now_ns(), umask=umask)
+        node = kernel_node(root, made)
+        self._orphans.add(node)
+        self._nameless.add(node)
         return self._tree_attributes(tree, root, made)
 
     def symlink(self, parent: KernelNode, name: bytes, target: bytes, caller: Caller) -> Attributes:
@@ -466,7 +517,11 @@ class Namespace:
             raise self._refusal(parent_ino)
         tree = self._writable_tree(root)
         self._check_quota(tree, LINK_CHARGE)
-        tree.link(ino, parent_ino, name, self.now_ns())
+        is_nameless = node in self._nameless
+        tree.link(ino, parent_ino, name, self.now_ns(), nameless=is_nameless)
+        if is_nameless:
+            self._nameless.discard(node)
+            self._orphans.discard(node)
         return self._tree_attributes(tree, root, ino)
 
     def unlink(self, parent: KernelNode, name: bytes) -> None:
@@ -506,7 +561,7 @@ class Namespace:
         """
         _check_name(name)
         _check_name(new_name)
-        if flags & ~(RenameFlags.NOREPLACE | RenameFlags.EXCHANGE):
+        if flags & ~(RenameFlags.NOREPLACE | RenameFlags.EXCHANGE | RenameFlags.WHITEOUT):
             raise InvalidOperationError
         root, ino = self._split(parent)
         new_root, new_ino = self._split(new_parent)
@@ -515,10 +570,21 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             if ino != new_ino:
                 raise CrossViewError
+            if flags & RenameFlags.WHITEOUT:
+                raise InvalidOperationError
             self._rename_folder(ino, name, new_name, flags, caller)
             return
         tree = self._writable_tree(root)
-        displaced = tree.rename(ino, name, new_ino, new_name, self.now_ns(), RenameFlags(flags))
+        leaves_whiteout = bool(flags & RenameFlags.WHITEOUT)
+        if leaves_whiteout:
+            if flags & RenameFlags.EXCHANGE:
+                raise InvalidOperationError
+            self._check_quota(tree, INODE_CHARGE)
+        moving = RenameFlags(flags & ~RenameFlags.WHITEOUT)
+        displaced = tree.rename(ino, name, new_ino, new_name, self.now_ns(), moving)
+        if leaves_whiteout and tree.find(ino, name) is None:
+            owner = self._owner(caller)
+            tree.make(ino, name, stat.S_IFCHR, owner.uid, owner.gid, self.now_ns())
         if displaced is not None:
             self._let_go(tree, root, displaced)
 
@@ -675,6 +741,103 @@ class Namespace:
         now_ns = None if keep_times else self.now_ns()
         return tree.write(ino, offset, data, now_ns, kill_privileges=kill_privileges)
 
+    def seek(self, node: KernelNode, offset: int, *, hole: bool) -> int:
+        """Return where data, or a *hole*, is at or after *offset*, as lseek(2) does.
+
+        Raises:
+            PastEndError: there is none.
+        """
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            size = len(self._folders.content(ino))
+            if offset >= size:
+                raise PastEndError
+            return size if hole else offset
+        tree = self._tree(root)
+        return tree.seek_hole(ino, offset) if hole else tree.seek_data(ino, offset)
+
+    def allocate(
+        self,
+        node: KernelNode,
+        offset: int,
+        length: int,
+        mode: int,
+        *,
+        kill_privileges: bool = False,
+        keep_times: bool = True,
+    ) -> None:
+        """Extend a file or make a hole in it, as fallocate(2) does; `write` tells the rest.
+
+        Raises:
+            NotSupportedError: *mode* asks for what cannot be done.
+            QuotaError, NoSpaceError: what is to be reserved has no room now.
+        """
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            raise SealedError
+        tree = self._writable_tree(root)
+        if mode & ~_ALLOCATE_MODES:
+            raise NotSupportedError
+        clear = bool(mode & (FallocateMode.PUNCH_HOLE | FallocateMode.ZERO_RANGE))
+        if not clear:
+            self._check_room(tree, ino, offset, length)
+        tree.allocate(
+            ino,
+            offset,
+            offset + length,
+            None if keep_times else self.now_ns(),
+            clear=clear,
+            keep_size=bool(mode & (FallocateMode.KEEP_SIZE | FallocateMode.PUNCH_HOLE)),
+            kill_privileges=kill_privileges,
+        )
+
+    def _check_room(self, tree: Tree, ino: Ino, offset: int, length: int) -> None:
+        """Check that *length* bytes would have room if they were written now."""
+        if self.quota is not None:
+            self._check_quota(tree, length - tree.own_size(ino, offset, offset + length))
+        space = self.statfs()
+        if length > space.available * space.block_size:
+            raise NoSpaceError("fallocate")
+
+    def copy_range(
+        self,
+        source: KernelNode,
+        start: int,
+        node: KernelNode,
+        offset: int,
+        length: int,
+        *,
+        kill_privileges: bool = False,
+        keep_times: bool = True,
+    ) -> int:
+        """Copy between two files by sharing blocks, also from view to view; return how many bytes.
+
+        Raises:
+            NotSupportedError: the source is in no tree; the kernel copies then.
+        """
+        source_root, source_ino = self._split(source)
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            raise SealedError
+        tree = self._writable_tree(root)
+        if source_root == VIRTUAL_ROOT:
+            raise NotSupportedError
+        source_tree = self._tree(source_root)
+        if self.quota is not None:
+            copied = tree.copied_extents(source_tree, source_ino, start, offset, length)
+            new = sum(map(tree.content.own_size, copied.extents))
+            self._check_quota(tree, new - tree.own_size(ino, offset, offset + copied.length))
+        return tree.copy_range(
+            source_tree,
+            source_ino,
+            start,
+            ino,
+            offset,
+            length,
+            None if keep_times else self.now_ns(),
+            kill_privileges=kill_privileges,
+        )
+
     # --- extended attributes --------------------------------------------------------------
 
     def getxattr(self, node: KernelNode, name: bytes) -> bytes:
@@ -686,7 +849,12 @@ class Namespace:
             if ino != TOP_INO:
                 raise NoAttributeError
             return view_mark(self._store, root, name)
-        return self._tree(root).getxattr(ino, name)
+        try:
+            return self._tree(root).getxattr(ino, name)
+        except NoAttributeError:
+            if name == _SELINUX:
+                raise NotSupportedError from None
+            raise
 
     def listxattr(self, node: KernelNode) -> list[bytes]:
         """Return the names of extended attributes, none of `user.kaifs.*` among them."""
@@ -696,11 +864,19 @@ class Namespace:
         names = self._tree(root).listxattr(ino)
         return [name for name in names if not name.startswith(MARK_PREFIX)]
 
-    def setxattr(self, node: KernelNode, name: bytes, value: bytes, flags: int = 0) -> None:
+    def setxattr(
+        self,
+        node: KernelNode,
+        name: bytes,
+        value: bytes,
+        flags: int = 0,
+        *,
+        kill_set_gid: bool = False,
+    ) -> None:
         """Set an extended attribute; XATTR_CREATE and XATTR_REPLACE in *flags* are obeyed."""
         tree, ino = self._tree_for_xattr(node, name)
         self._check_quota(tree, len(value))
-        tree.setxattr(ino, name, value, self.now_ns(), flags)
+        tree.setxattr(ino, name, value, self.now_ns(), flags, kill_set_gid=kill_set_gid)
 
     def removexattr(self, node: KernelNode, name: bytes) -> None:
         """Remove an extended attribute."""
@@ -753,6 +929,7 @@ class Namespace:
         root, ino = split_kernel_node(node)
         if node in self._orphans:
             self._orphans.remove(node)
+            self._nameless.discard(node)
             if self._store.has_root(root):
                 tree = self.forest.tree(root)
                 if tree.is_writable:

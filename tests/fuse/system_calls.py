@@ -45,3 +45,47 @@ def as_stranger(folder: Path, action: Callable[[], object]) -> int:
         status = error.errno or 255
     finally:
         os._exit(status)
+
+
+FALLOC_KEEP_SIZE = 1
+FALLOC_PUNCH_HOLE = 2
+FALLOC_COLLAPSE_RANGE = 8
+FALLOC_ZERO_RANGE = 16
+FALLOC_INSERT_RANGE = 32
+RENAME_WHITEOUT = 4
+FICLONE = 0x40049409
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Change what is allocated of a file.
+
+    Raises:
+        OSError: as fallocate(2).
+    """
+    arguments = (ctypes.c_long(offset), ctypes.c_long(length))
+    if _libc.fallocate(fd, mode, *arguments):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def birth_ns(path: Path) -> int | None:
+    """Return when *path* was made, ns since 1970; None if the file system does not tell."""
+    answer = ctypes.create_string_buffer(256)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), 0, 0xFFF, answer):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(path))
+    mask = int.from_bytes(answer[0:4], "little")
+    seconds = int.from_bytes(answer[80:88], "little", signed=True)
+    return seconds * 10**9 + int.from_bytes(answer[88:92], "little") if mask & 0x800 else None
+
+
+def give_name(fd: int, path: Path) -> None:
+    """Link what *fd* has open to *path*, as linkat(2) does through /proc.
+
+    Raises:
+        OSError: as linkat(2).
+    """
+    source = b"/proc/self/fd/%d" % fd
+    if _libc.linkat(_AT_FDCWD, source, _AT_FDCWD, os.fsencode(path), 0x400):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(path))

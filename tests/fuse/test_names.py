@@ -171,7 +171,7 @@ def test_an_unknown_rename_flag_is_refused(folder: Path) -> None:
     (folder / "a").touch()
 
     with pytest.raises(OSError, match="Invalid"):
-        renameat2(folder / "a", folder / "b", 4)
+        renameat2(folder / "a", folder / "b", 8)
 
 
 def test_a_listing_has_each_entry_once(folder: Path) -> None:

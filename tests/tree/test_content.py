@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,8 +10,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from kaifs.base.errors import NoEntryError
-from kaifs.base.types import TOP_INO
+from kaifs.base.errors import (
+    FileTooLargeError,
+    InvalidOperationError,
+    IsDirectoryError,
+    PastEndError,
+)
+from kaifs.base.types import FILE_SIZE_MAX, TOP_INO
 from kaifs.blocks.chunking import CHUNK_MAX, INLINE_MAX
 from kaifs.tree.seal import canonicalise
 from tests.tree.grove import FILE, Grove, exhaust, planted
@@ -74,6 +80,29 @@ class FileMachine(RuleBasedStateMachine):
             for mirror in (self.model, self.covered):
                 mirror[start:stop] = bytes(stop - start)
 
+    @rule(start=offsets, size=sizes, clear=st.booleans(), keep_size=st.booleans())
+    def allocate(self, start: int, size: int, clear: bool, keep_size: bool) -> None:
+        if not size:
+            return
+        stop = start + size
+        self.tree.allocate(self.ino, start, stop, None, clear=clear, keep_size=keep_size)
+        for mirror in (self.model, self.covered):
+            if not keep_size:
+                mirror.extend(bytes(max(0, stop - len(mirror))))
+            if clear and start < len(mirror):
+                mirror[start:stop] = bytes(min(stop, len(mirror)) - start)
+
+    @rule(start=offsets, size=sizes, offset=offsets)
+    def copy(self, start: int, size: int, offset: int) -> None:
+        size = max(min(size, len(self.model) - start), 0)
+        if start < offset + size and offset < start + size:
+            return
+        assert self.tree.copy_range(self.tree, self.ino, start, self.ino, offset, size, 1) == size
+        for mirror in (self.model, self.covered) if size else ():
+            copied = mirror[start : start + size]
+            mirror.extend(bytes(max(0, offset - len(mirror))))
+            mirror[offset : offset + size] = copied
+
     @rule()
     def canonicalise(self) -> None:
         exhaust(canonicalise(self.tree, self.ino))
@@ -94,12 +123,15 @@ class FileMachine(RuleBasedStateMachine):
     @rule(offset=offsets)
     def seek(self, offset: int) -> None:
         if offset >= len(self.model):
+            for seek in (self.tree.seek_data, self.tree.seek_hole):
+                with pytest.raises(PastEndError):
+                    seek(self.ino, offset)
             return
         data = self.covered.find(1, offset)
         hole = self.covered.find(0, offset)
         assert self.tree.seek_hole(self.ino, offset) == (len(self.model) if hole < 0 else hole)
         if data < 0:
-            with pytest.raises(NoEntryError):
+            with pytest.raises(PastEndError):
                 self.tree.seek_data(self.ino, offset)
         else:
             assert self.tree.seek_data(self.ino, offset) == data
@@ -154,5 +186,67 @@ def test_data_and_holes_are_found_from_any_place(grove: Grove) -> None:
     assert [tree.seek_data(ino, place) for place in (0, 999, 1000, 5500)] == [0, 999, 5000, 5500]
     places = (0, 1000, 3000, 5000, 7000)
     assert [tree.seek_hole(ino, place) for place in places] == [1000, 1000, 3000, 6000, 7000]
-    with pytest.raises(NoEntryError):
+    with pytest.raises(PastEndError):
         tree.seek_data(ino, 6000)
+
+
+def test_a_copied_range_shares_its_block_and_stores_nothing(grove: Grove) -> None:
+    """From a sealed version into current; unaligned parts lead into the middle of a block."""
+    tree = grove.current
+    grove.put(b"f", bytes(range(256)) * 400)
+    sealed = grove.seal("1.0.0").tree
+    source, before = sealed.resolve(b"f"), grove.store.space().segments
+    target = grove.put(b"g", b"-" * 1000)
+
+    assert tree.copy_range(sealed, source, 777, target, 500, 90_001, grove.now_ns) == 90_001
+
+    assert tree.read(target, 0, 100_000) == b"-" * 500 + sealed.read(source, 777, 90_001)
+    assert {one.block for one in tree.content.extents(target, 1000)} == {
+        one.block for one in sealed.content.extents(source)
+    }
+    assert grove.store.space().segments - before < 2000
+
+
+def test_a_whole_copy_keeps_the_digest_and_a_part_does_not(grove: Grove) -> None:
+    """A seal then need not read it again."""
+    tree = grove.current
+    grove.put(b"f", b"x" * 5000)
+    sealed = grove.seal("1.0.0").tree
+    source = sealed.resolve(b"f")
+    whole, part, longer = grove.put(b"a"), grove.put(b"b"), grove.put(b"c", b"y" * 6000)
+
+    tree.copy_range(sealed, source, 0, whole, 0, 1 << 40, grove.now_ns)
+    tree.copy_range(sealed, source, 0, part, 0, 4096, grove.now_ns)
+    tree.copy_range(sealed, source, 0, longer, 0, 5000, grove.now_ns)
+
+    assert tree.inode(whole).sha256 == sealed.inode(source).sha256 != b""
+    assert tree.inode(part).sha256 == tree.inode(longer).sha256 == b""
+
+
+def test_a_range_past_the_end_copies_nothing_and_changes_nothing(grove: Grove) -> None:
+    tree = grove.current
+    source, target = grove.put(b"f", b"x" * 100), grove.put(b"g", b"y")
+    before = tree.inode(target)
+
+    assert tree.copy_range(tree, source, 100, target, 0, 10, grove.now_ns) == 0
+
+    assert tree.inode(target) == before
+
+
+def test_only_files_have_ranges(grove: Grove) -> None:
+    tree = grove.current
+    file = grove.put(b"f", b"x")
+    fifo = tree.make(TOP_INO, b"fifo", stat.S_IFIFO, 0, 0, grove.now_ns)
+    for target, error in ((TOP_INO, IsDirectoryError), (fifo, InvalidOperationError)):
+        with pytest.raises(error):
+            tree.allocate(target, 0, 1, None)
+        with pytest.raises(error):
+            tree.copy_range(tree, file, 0, target, 0, 1, None)
+        with pytest.raises(error):
+            tree.copy_range(tree, target, 0, file, 0, 1, None)
+    for change in (
+        lambda: tree.allocate(file, FILE_SIZE_MAX, FILE_SIZE_MAX + 1, None),
+        lambda: tree.copy_range(tree, file, 0, file, FILE_SIZE_MAX, 1, None),
+    ):
+        with pytest.raises(FileTooLargeError):
+            change()
