@@ -18,7 +18,7 @@ from typing import Protocol
 import trio
 
 from kaifs.base.types import KernelNode
-from kaifs.store.changes import Change
+from kaifs.store.changes import Change, VersionQuarantined
 from kaifs.views.namespace import Namespace
 from kaifs.views.stale import StaleName, stale_names
 
@@ -75,6 +75,10 @@ class Invalidator:
             return
         for stale in stale_names(self._namespace, change):
             self._put(stale)
+        if isinstance(change, VersionQuarantined):
+            # What the kernel has of its files must not be read any more, by whomever.
+            for node in self._namespace.known.nodes_of(change.root):
+                self._put(_StaleNode(node))
 
     def withdraw(self, parent: KernelNode, name: bytes, nodes: list[KernelNode]) -> None:
         """Let the kernel forget a view: its *name* with all names below, and its *nodes*' content.

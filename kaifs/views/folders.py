@@ -9,6 +9,8 @@
         @meta/LABEL.json     the version's record
         @meta/LABEL.json.sig its signature, if it has one
         @meta/LABEL.mtree    the version's manifest
+        @quarantine/LABEL/quarantine.json
+                             why a version was set aside. The folder is there if one was
 
 Listing positions are ids that grow and are never reused (agent ids, root
 ids), so a listing that is read in pieces neither repeats nor skips an entry.
@@ -22,7 +24,8 @@ from typing import Final
 
 from kaifs.base.errors import NoEntryError
 from kaifs.base.types import MAX_ROOT_ID, TOP_INO, Ino, KernelNode, RootId, kernel_node
-from kaifs.meta.records import AgentRecord, RootKind, VersionRecord
+from kaifs.meta.records import AgentRecord, QuarantineRecord, RootKind, VersionRecord
+from kaifs.store.quarantine import QUARANTINE_FILE, quarantine_json
 from kaifs.tree.forest import Forest
 from kaifs.views.attributes import BLOCK_SIZE, FOREVER_S, Attributes
 from kaifs.views.numbers import (
@@ -38,7 +41,9 @@ CURRENT: Final = b"current"
 VERSIONS: Final = b"@versions"
 SNAPSHOTS: Final = b"@snapshots"
 META: Final = b"@meta"
+QUARANTINE: Final = b"@quarantine"
 
+_NOTE: Final = QUARANTINE_FILE.encode()
 _RECORD_SUFFIX: Final = ".json"
 _SIGNATURE_SUFFIX: Final = ".json.sig"
 _MANIFEST_SUFFIX: Final = ".mtree"
@@ -112,14 +117,20 @@ class Folders:
         if kind is Kind.ROOT:
             agent = None if text is None else self._store.find_agent(text)
             return None if agent is None else virtual_node(Kind.AGENT, agent.agent_id)
+        if kind is Kind.ASIDE:
+            self._aside(number)
+            return virtual_node(Kind.NOTE, number) if name == _NOTE else None
         agent = self.agent(number)
         match kind:
             case Kind.AGENT:
+                if name == QUARANTINE and not self._store.quarantined(number):
+                    return None
                 return {
                     CURRENT: kernel_node(agent.head, TOP_INO),
                     VERSIONS: virtual_node(Kind.VERSIONS, number),
                     SNAPSHOTS: virtual_node(Kind.SNAPSHOTS, number),
                     META: virtual_node(Kind.META, number),
+                    QUARANTINE: virtual_node(Kind.QUARANTINE, number),
                 }.get(name)
             case Kind.VERSIONS if text is not None:
                 version = self._store.find_version(number, text)
@@ -129,6 +140,10 @@ class Folders:
                 return None if snapshot is None else kernel_node(snapshot.root, TOP_INO)
             case Kind.META if text is not None:
                 return self._find_meta(number, text)
+            case Kind.QUARANTINE if text is not None:
+                aside = self._store.find_quarantined(number, text)
+                is_shown = aside is not None and aside.root
+                return virtual_node(Kind.ASIDE, aside.root) if aside and is_shown else None
             case _:
                 return None
 
@@ -152,8 +167,12 @@ class Folders:
         match kind:
             case Kind.ROOT | Kind.AGENT:
                 return ROOT_NODE
-            case Kind.VERSIONS | Kind.SNAPSHOTS | Kind.META:
+            case Kind.VERSIONS | Kind.SNAPSHOTS | Kind.META | Kind.QUARANTINE:
                 return virtual_node(Kind.AGENT, number)
+            case Kind.ASIDE:
+                return virtual_node(Kind.QUARANTINE, self._aside(number).agent_id)
+            case Kind.NOTE:
+                return virtual_node(Kind.ASIDE, number)
             case Kind.SIGNATURE:
                 return virtual_node(Kind.META, self._signed(number).agent_id)
             case _:
@@ -205,6 +224,8 @@ class Folders:
                 return self._manifest(self._version(number).root)
             case Kind.SIGNATURE:
                 return self._signed(number).signature
+            case Kind.NOTE:
+                return quarantine_json(self._aside(number))
             case _:
                 raise NoEntryError
 
@@ -224,6 +245,13 @@ class Folders:
             agent = self.agent(version.agent_id)
             size = len(version.signature)
             return _Shape(stat.S_IFREG | 0o444, 1, agent.uid, agent.gid, size, version.signed_ns)
+        if kind in (Kind.ASIDE, Kind.NOTE):
+            aside = self._aside(number)
+            agent = self.agent(aside.agent_id)
+            mode, size = stat.S_IFDIR | 0o555, 0
+            if kind is Kind.NOTE:
+                mode, size = stat.S_IFREG | 0o444, len(quarantine_json(aside))
+            return _Shape(mode, 1, agent.uid, agent.gid, size, aside.quarantined_ns)
         agent = self.agent(number)
         match kind:
             case Kind.AGENT:
@@ -255,6 +283,21 @@ class Folders:
                     FolderEntry(3, SNAPSHOTS, virtual_node(Kind.SNAPSHOTS, number)),
                     FolderEntry(4, META, virtual_node(Kind.META, number)),
                 ]
+                if self._store.quarantined(number):
+                    node = virtual_node(Kind.QUARANTINE, number)
+                    found.append(FolderEntry(5, QUARANTINE, node))
+            case Kind.QUARANTINE:
+                self.agent(number)
+                found = [
+                    FolderEntry(
+                        aside.root + 1, aside.label.encode(), virtual_node(Kind.ASIDE, aside.root)
+                    )
+                    for aside in self._store.quarantined(number)
+                    if aside.root
+                ]
+            case Kind.ASIDE:
+                self._aside(number)
+                found = [FolderEntry(1, _NOTE, virtual_node(Kind.NOTE, number))]
             case Kind.VERSIONS:
                 self.agent(number)
                 found = [
@@ -303,6 +346,15 @@ class Folders:
         if version is None or version.root != number:
             raise NoEntryError
         return version
+
+    def _aside(self, number: int) -> QuarantineRecord:
+        """Return what is in quarantine and has the root id *number*."""
+        if self._store.has_root(RootId(number)):
+            root = self._store.root(RootId(number))
+            aside = self._store.find_quarantined(root.agent_id, root.name)
+            if aside is not None and aside.root == number:
+                return aside
+        raise NoEntryError
 
     def _signed(self, number: int) -> VersionRecord:
         """Return the version whose latest signature has the id *number*."""

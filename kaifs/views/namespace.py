@@ -13,7 +13,7 @@ What a request changes outside trees (an agent, a snapshot) goes through
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from typing import Final, Protocol
@@ -22,9 +22,11 @@ from msgspec import structs
 
 from kaifs.base.errors import (
     BadNameError,
+    ChecksumMismatchError,
     CrossViewError,
     EntryExistsError,
     InvalidOperationError,
+    KaifsError,
     LentError,
     NameTooLongError,
     NoAttributeError,
@@ -35,6 +37,7 @@ from kaifs.base.errors import (
     PastEndError,
     QuotaError,
     SealedError,
+    StoreDamagedError,
 )
 from kaifs.base.types import (
     NAME_MAX,
@@ -158,6 +161,8 @@ class Namespace:
     squash: Squash | None = None
     lent: set[RootId] = field(default_factory=set)
     """Roots that another connection writes: here they are read, and not cached."""
+    on_damage: Callable[[RootId, str], None] = lambda _root, _where: None
+    """Called when a request meets damage: with the root, and with view and file in words."""
 
     known: KnownNodes = field(default_factory=KnownNodes, init=False)
     acting: bool = field(default=False, init=False)
@@ -195,8 +200,10 @@ class Namespace:
         if view == _CURRENT:
             root = agent.head
         elif view.startswith(_VERSIONS_PREFIX):
-            version = self._store.find_version(agent.agent_id, view.removeprefix(_VERSIONS_PREFIX))
-            root = version.root if version else None
+            label = view.removeprefix(_VERSIONS_PREFIX)
+            version = self._store.find_version(agent.agent_id, label)
+            aside = self._store.find_quarantined(agent.agent_id, label)
+            root = version.root if version else aside.root if aside else None
         elif view.startswith(_SNAPSHOTS_PREFIX):
             name = view.removeprefix(_SNAPSHOTS_PREFIX)
             snapshot = self._store.find_snapshot(agent.agent_id, name)
@@ -224,7 +231,33 @@ class Namespace:
         """
         if not self._store.has_root(root):
             raise NoEntryError
-        return self.forest.tree(root)
+        tree = self.forest.tree(root)
+        if tree.root.kind is RootKind.QUARANTINED:
+            raise ChecksumMismatchError(f"{self._where(root)} is in quarantine")
+        return tree
+
+    def _where(self, root: RootId) -> str:
+        """Return what a user calls the view that shows *root*."""
+        record = self._store.root(root)
+        agent = self._store.agent_by_id(record.agent_id)
+        name = "" if agent is None else agent.name
+        match record.kind:
+            case RootKind.VERSION | RootKind.QUARANTINED:
+                return f"{name}@{record.name}"
+            case RootKind.SNAPSHOT:
+                return f"{name}/{_SNAPSHOTS_PREFIX}{record.name}"
+            case _:
+                return name
+
+    def _damaged(self, root: RootId, ino: Ino, error: KaifsError) -> ChecksumMismatchError:
+        """Return *error*, met at an inode, with the names of view and file; tell who cares."""
+        paths: list[bytes] = []
+        with suppress(KaifsError):
+            paths = self.forest.tree(root).paths(ino)
+        file = os.fsdecode(paths[0]) if paths and paths[0] else f"inode {ino}"
+        where = f"{self._where(root)}: {file.encode('unicode_escape').decode()}"
+        self.on_damage(root, where)
+        return ChecksumMismatchError(f"{where}: {error.subject}")
 
     def _writable_tree(self, root: RootId) -> Tree:
         """Return the tree of *root* for a change.
@@ -331,7 +364,10 @@ class Namespace:
         return structs.replace(attributes, node=self.shown_node(attributes.node))
 
     def _tree_attributes(self, tree: Tree, root: RootId, ino: Ino) -> Attributes:
-        inode: InodeRecord = tree.inode(ino)
+        try:
+            inode: InodeRecord = tree.inode(ino)
+        except StoreDamagedError as error:
+            raise self._damaged(root, ino, error) from error
         node = kernel_node(root, ino)
         uid, gid = inode.uid, inode.gid
         if self.squash is not None:
@@ -379,7 +415,10 @@ class Namespace:
                 raise NoEntryError
             return self._attributes(node)
         tree = self._tree(root)
-        found = tree.find(ino, name)
+        try:
+            found = tree.find(ino, name)
+        except StoreDamagedError as error:
+            raise self._damaged(root, ino, error) from error
         if found is None and root in self.lent:
             raise NoEntryError
         return None if found is None else self._tree_attributes(tree, root, found)
@@ -422,13 +461,44 @@ class Namespace:
         after = max(cookie - _DOT_DOT_COOKIE, 0)
         if root != VIRTUAL_ROOT:
             tree = self._tree(root)
-            for entry in tree.entries(ino, after):
-                attributes = self._tree_attributes(tree, root, entry.ino)
-                yield Listed(entry.name, entry.seq + _DOT_DOT_COOKIE, attributes, counted=True)
+            try:
+                for entry in tree.entries(ino, after):
+                    child = kernel_node(root, entry.ino)
+                    attributes, counted = self._listed(child, entry.type)
+                    yield Listed(entry.name, entry.seq + _DOT_DOT_COOKIE, attributes, counted)
+            except StoreDamagedError as error:
+                raise self._damaged(root, ino, error) from error
             return
         for found in self._folders.entries(ino, after):
-            attributes = self._attributes(found.node)
-            yield Listed(found.name, found.position + _DOT_DOT_COOKIE, attributes, counted=True)
+            attributes, counted = self._listed(found.node, stat.S_IFDIR)
+            yield Listed(found.name, found.position + _DOT_DOT_COOKIE, attributes, counted)
+
+    def _listed(self, node: KernelNode, kind: int) -> tuple[Attributes, bool]:
+        """Return the attributes of what a listing names, and whether the kernel gets to know it.
+
+        What is damaged must not keep the rest from being listed: it is told with its type
+        alone, and asked for again when somebody wants it.
+        """
+        try:
+            return self._attributes(node), True
+        except (StoreDamagedError, ChecksumMismatchError):
+            return Attributes(
+                node=node,
+                st_ino=split_kernel_node(node)[1],
+                mode=kind,
+                nlink=1,
+                uid=0,
+                gid=0,
+                size=0,
+                rdev=0,
+                blocks=0,
+                atime_ns=0,
+                mtime_ns=0,
+                ctime_ns=0,
+                btime_ns=0,
+                entry_timeout_s=0,
+                attr_timeout_s=0,
+            ), False
 
     def _is_hidden(self, node: KernelNode) -> bool:
         """Return whether *node* is a folder outside of what the mount shows."""
@@ -593,7 +663,10 @@ class Namespace:
         root, ino = self._split(node)
         if root == VIRTUAL_ROOT:
             raise InvalidOperationError
-        return self._tree(root).readlink(ino)
+        try:
+            return self._tree(root).readlink(ino)
+        except StoreDamagedError as error:
+            raise self._damaged(root, ino, error) from error
 
     # --- agents and snapshots ------------------------------------------------------------
 
@@ -710,7 +783,11 @@ class Namespace:
         root, ino = self._split(node)
         if root == VIRTUAL_ROOT:
             return self._folders.content(ino)[offset : offset + size]
-        return self._tree(root).read(ino, offset, size)
+        tree = self._tree(root)
+        try:
+            return tree.read(ino, offset, size)
+        except (ChecksumMismatchError, StoreDamagedError) as error:
+            raise self._damaged(root, ino, error) from error
 
     def write(
         self,

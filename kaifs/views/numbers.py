@@ -45,6 +45,12 @@ class Kind(IntEnum):
     """`AGENT/@meta/LABEL.mtree`; root id of the version."""
     SIGNATURE = 7
     """`AGENT/@meta/LABEL.json.sig`; root id of the version, and which of its signatures."""
+    QUARANTINE = 8
+    """`AGENT/@quarantine/`; id of the agent."""
+    ASIDE = 9
+    """`AGENT/@quarantine/LABEL/`; root id of the version."""
+    NOTE = 10
+    """`AGENT/@quarantine/LABEL/quarantine.json`; root id of the version."""
 
 
 def virtual_ino(kind: Kind, number: int) -> Ino:

@@ -13,11 +13,13 @@ from kaifs.store.changes import (
     SnapshotRemoved,
     SnapshotRenamed,
     VersionAdded,
+    VersionQuarantined,
+    VersionReleased,
     VersionRemoved,
     VersionSigned,
 )
 from kaifs.tree.forest import Forest
-from kaifs.views.folders import CURRENT, meta_names, signature_name
+from kaifs.views.folders import CURRENT, QUARANTINE, meta_names, signature_name
 from kaifs.views.namespace import Namespace
 from kaifs.views.numbers import ROOT_NODE, Kind, virtual_node
 
@@ -38,11 +40,18 @@ def stale_names(namespace: Namespace, change: Change) -> list[StaleName]:
             if namespace.scope.agent:
                 return []
             return [StaleName(ROOT_NODE, change.name.encode())]
-        case VersionAdded() | VersionRemoved():
+        case VersionAdded() | VersionRemoved() | VersionQuarantined() | VersionReleased():
             versions = virtual_node(Kind.VERSIONS, change.agent_id)
             meta = virtual_node(Kind.META, change.agent_id)
             found = [StaleName(versions, change.label.encode())]
             found += [StaleName(meta, name) for name in meta_names(change.label)]
+            if isinstance(change, VersionQuarantined | VersionReleased):
+                agent = namespace.shown_node(virtual_node(Kind.AGENT, change.agent_id))
+                quarantine = virtual_node(Kind.QUARANTINE, change.agent_id)
+                found += [
+                    StaleName(agent, QUARANTINE),
+                    StaleName(quarantine, change.label.encode()),
+                ]
             return found
         case VersionSigned():
             meta = virtual_node(Kind.META, change.agent_id)
