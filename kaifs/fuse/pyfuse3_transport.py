@@ -6,6 +6,9 @@ SETATTR as well, since libfuse does not ask for HANDLE_KILLPRIV (Debian 12,
 libfuse 3.14: INIT flags 0x4041b039). A truncation at open is the exception: it
 comes with OPEN (ATOMIC_O_TRUNC), all of it.
 
+The kernel checks POSIX ACLs. libfuse is not asked to leave the umask to us (DONT_MASK), so where a
+default ACL would replace it, the umask has been taken off before.
+
 pyfuse3 holds its session in module variables, so one process has at most one
 mount of this kind.
 """
@@ -56,7 +59,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
 
     enable_writeback_cache = True
     supports_dot_lookup = True
-    enable_acl = False
+    enable_acl = True
 
     def __init__(self, handlers: Handlers) -> None:
         """Answer with *handlers*.

@@ -74,9 +74,9 @@ def birth_ns(path: Path) -> int | None:
     if _libc.statx(_AT_FDCWD, os.fsencode(path), 0, 0xFFF, answer):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), str(path))
-    mask = int.from_bytes(answer[0:4], "little")
-    seconds = int.from_bytes(answer[80:88], "little", signed=True)
-    return seconds * 10**9 + int.from_bytes(answer[88:92], "little") if mask & 0x800 else None
+    mask = int.from_bytes(answer.raw[0:4], "little")
+    seconds = int.from_bytes(answer.raw[80:88], "little", signed=True)
+    return seconds * 10**9 + int.from_bytes(answer.raw[88:92], "little") if mask & 0x800 else None
 
 
 def give_name(fd: int, path: Path) -> None:
