@@ -30,6 +30,8 @@ _NAMES: Final = re.compile(r'[^\s"#,]+(?:,[^\s"#,]+)*')
 _QUOTED_NAMES: Final = re.compile(r'"([^"]+)"(?=\s)|([^\s"]+)(?=\s)')
 _OPTION: Final = re.compile(r'([A-Za-z-]+)(?:="((?:[^"\\]|\\.)*)")?(,|[ \t]+)')
 _MOMENT: Final = re.compile(r"\d{8}(?:\d{4}(?:\d{2})?)?")
+_MOMENT_MAX: Final = 253402300799
+"""The last second of the year 9999."""
 _KRL_MAGIC: Final = b"SSHKRL\n\0"
 
 
@@ -228,11 +230,14 @@ def parse_moment(text: str) -> int:
                 moment = moment.replace(tzinfo=UTC)
         else:
             moment = datetime.fromisoformat(text)
-        return int(moment.timestamp())
-    except (ValueError, OverflowError) as error:
+        second = int(moment.timestamp())
+    except (ValueError, OverflowError):
+        second = -1
+    if not 0 <= second <= _MOMENT_MAX:
         raise ArgumentValueError(
             f"{text[:80]!a}: not a time such as 20261231 or 2026-12-31T10:00:00Z"
-        ) from error
+        )
+    return second
 
 
 def format_moment(second: int) -> str:

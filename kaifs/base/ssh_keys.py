@@ -373,7 +373,7 @@ def public_of_private(payload: bytes) -> PublicKey:
             # Cipher, key derivation and its options.
             reader.string()
         if reader.number() != 1:
-            raise ValueError("not one key")
+            raise SigningKeyError("not a private key: not one key in it")
         return parse_public_blob(reader.string())
     except ValueError as error:
         raise SigningKeyError(f"not a private key of OpenSSH's format: {error}") from error

@@ -21,11 +21,21 @@ from kaifs.base.errors import SnapshotStateError
 from kaifs.base.types import RootId
 from kaifs.meta.records import AgentRecord, SnapshotRecord, VersionRecord
 from kaifs.service.context import Context
+from kaifs.service.evidence import Evidence
 from kaifs.service.lifecycle import find_by_root, require_passed
 from kaifs.service.merging import merge_trees
 from kaifs.service.record import Description
 from kaifs.service.reference import resolve_snapshot
-from kaifs.service.sealing import add_version, choose_label, seal_tree, version_tree
+from kaifs.service.sealing import (
+    add_draft,
+    choose_label,
+    draft_version,
+    dropped_on_error,
+    seal_tree,
+    sign_draft,
+    version_tree,
+)
+from kaifs.service.signing import require_signer
 from kaifs.service.steps import Flush, Item, Step
 from kaifs.service.switching import (
     begin_switch,
@@ -50,6 +60,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """None grows the label that current is based on by *bump*, until it is free."""
     bump: Literal["major", "minor", "patch"] = "patch"
     description: Description = Description(snapshot_type="auto")
+    caller_signs: bool = False
+    """Whether a key of the user's signs the version instead of the store's."""
 
 
 class CommitResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -81,26 +93,29 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     agent, snapshot = resolve_snapshot(store, params.reference)
     context.require_owner(agent)
     require_passed(context, snapshot)
+    require_signer(context, agent, caller_signs=params.caller_signs)
     label = choose_label(store, agent, params.label, params.bump)
     refuse_foreign_mounts(context, agent)
     for _ in range(_TRIES):
         with context.frozen(agent.head) as ours:
             sealed, parent = yield from _merge(context, agent, snapshot, ours)
-            # No step from here to where the store shows the result.
-            try:
-                agent, snapshot = _again(context, agent, snapshot)
+            with dropped_on_error(context, sealed):
+                description = _describe(params.description, snapshot)
                 evidence = require_passed(context, snapshot)
+                draft = draft_version(context, label, sealed, description, parent, evidence)
+                signature = yield from sign_draft(
+                    context, agent, draft, caller_signs=params.caller_signs
+                )
+                # No step from here to where the store shows the result.
+                agent, snapshot = _again(context, agent, snapshot)
+                _require_same(context, snapshot, evidence)
                 store.check_new_label(agent, label)
                 is_current = is_unchanged(store, ours.root.root_id, agent.head)
-            except BaseException:
-                context.forest.drop(sealed.tree.root.root_id)
-                raise
             if not is_current:
                 context.forest.drop(sealed.tree.root.root_id)
                 yield Flush()
                 continue
-            description = _describe(params.description, snapshot)
-            version = add_version(context, agent, label, sealed, description, parent, evidence)
+            version = add_draft(context, agent, draft, signature)
             return (yield from _switch(context, agent, snapshot, version, ours))
     raise SnapshotStateError(f"{agent.name}: current is written to all the time")
 
@@ -126,6 +141,12 @@ def _again(
     if found is None:
         raise SnapshotStateError(f"{snapshot.name}: it was discarded meanwhile")
     return context.store.get_agent(agent.name), found
+
+
+def _require_same(context: Context, snapshot: SnapshotRecord, evidence: Evidence) -> None:
+    """Check that the tests that passed last are those that the draft tells of."""
+    if require_passed(context, snapshot) != evidence:
+        raise SnapshotStateError(f"{snapshot.name}: it was tested again meanwhile")
 
 
 def _describe(description: Description, snapshot: SnapshotRecord) -> Description:

@@ -16,11 +16,21 @@ from kaifs.base.label import parse_label
 from kaifs.meta.records import AgentRecord, RootState, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.record import Description
-from kaifs.service.sealing import MadeVersion, add_version, made_version, seal_tree, version_tree
+from kaifs.service.sealing import (
+    Draft,
+    MadeVersion,
+    add_draft,
+    draft_version,
+    dropped_on_error,
+    made_version,
+    seal_tree,
+    sign_draft,
+    version_tree,
+)
+from kaifs.service.signing import require_signer
 from kaifs.service.steps import Item, Progress, Step, Total, Want
 from kaifs.service.tree_sync import TreeSync
 from kaifs.store.registry import check_agent_name
-from kaifs.tree.seal import SealedTree
 from kaifs.tree.tree import Tree
 
 _PROGRESS_SIZE = 4 << 20
@@ -34,6 +44,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Made if there is none."""
     label: str
     description: Description = Description()
+    caller_signs: bool = False
+    """Whether a key of the user's signs the version instead of the store's."""
 
 
 Result = MadeVersion
@@ -47,17 +59,27 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
             of the source is asked for.
         SourceError: the source ended early or makes no sense.
         AccessDeniedError: the agent, or the store, is not the caller's.
+        KaifsError: as `require_signer` and `sign_draft`.
     """
     params.description.check()
     check_agent_name(params.agent)
     agent = _checked_agent(context, params)
+    require_signer(context, agent, caller_signs=params.caller_signs)
     newest = _newest(context, agent)
     tree = _start(context, newest)
     try:
         yield from _take_items(context, tree)
         sealed = yield from seal_tree(context, tree, version_tree(context, newest))
-        # No step from here on: what follows shows at once or not at all.
-        return _publish(context, params, tree, sealed)
+        with dropped_on_error(context, sealed):
+            parent = None if agent is None else _parent(context, agent, params.label)
+            draft = draft_version(context, params.label, sealed, params.description, parent)
+            signature = yield from sign_draft(
+                context, agent, draft, caller_signs=params.caller_signs
+            )
+            # No step from here on: what follows shows at once or not at all.
+            # Looked up again: a mount may have been used meanwhile.
+            agent = _checked_agent(context, params)
+        return _publish(context, params.agent, agent, tree, draft, signature, parent)
     finally:
         if context.store.has_root(tree.root.root_id) and tree.root.state is RootState.BUILDING:
             context.forest.drop(tree.root.root_id)
@@ -105,20 +127,25 @@ def _take_items(context: Context, tree: Tree) -> Generator[Step, Item | None, No
     yield Progress(sync.size, sync.size, "bytes", "importing")
 
 
-def _publish(context: Context, params: Params, tree: Tree, sealed: SealedTree) -> MadeVersion:
+def _publish(
+    context: Context,
+    name: str,
+    agent: AgentRecord | None,
+    tree: Tree,
+    draft: Draft,
+    signature: bytes,
+    parent: VersionRecord | None,
+) -> MadeVersion:
     store = context.store
-    # Looked up again: a mount may have been used meanwhile.
-    agent = _checked_agent(context, params)
     if agent is None:
         store.set_root_state(tree.root, RootState.WRITABLE)
         caller = context.caller
-        agent = store.add_agent(params.agent, caller.uid, caller.gid, tree.root)
+        agent = store.add_agent(name, caller.uid, caller.gid, tree.root)
     elif not agent.version and not _has_files(context, agent):
         old = agent.head
         agent = store.switch_head(agent, tree.root, "")
         store.set_root_state(store.root(old), RootState.SUPERSEDED)
-    parent = _parent(context, agent, params.label)
-    version = add_version(context, agent, params.label, sealed, params.description, parent)
+    version = add_draft(context, agent, draft, signature)
     is_current = agent.head == tree.root.root_id
     if is_current:
         agent = store.get_agent(agent.name)

@@ -13,12 +13,16 @@ from kaifs.service.record import Description
 from kaifs.service.reference import Target, get_agent, resolve
 from kaifs.service.sealing import (
     MadeVersion,
-    add_version,
+    add_draft,
     choose_label,
+    draft_version,
+    dropped_on_error,
     made_version,
     seal_tree,
+    sign_draft,
     version_tree,
 )
+from kaifs.service.signing import require_signer
 from kaifs.service.steps import Item, Step
 from kaifs.service.switching import switch_current
 
@@ -33,6 +37,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     source: str | None = None
     """A reference; None is the agent's current."""
     description: Description = Description()
+    caller_signs: bool = False
+    """Whether a key of the user's signs the version instead of the store's."""
     moves_current: bool = True
     """Whether current moves on to the version if it is made from another tree. Made from
     current itself, it always does."""
@@ -46,7 +52,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 
     Raises:
         BadLabelError, VersionExistsError: the label cannot be had.
-        KaifsError: as `resolve` and `switch_current`; E105.
+        KaifsError: as `resolve`, `sign_draft` and `switch_current`; E105.
     """
     store = context.store
     params.description.check()
@@ -56,13 +62,17 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     target = resolve(store, params.agent if params.source is None else params.source)
     if params.source is not None:
         context.require_content(target.agent, target.root)
+    require_signer(context, agent, caller_signs=params.caller_signs)
     parent = _parent(context, agent, target)
     source = context.forest.tree(target.root)
     sealed = yield from seal_tree(context, source, version_tree(context, _base(context, target)))
-    # No step from here to where current has moved on.
-    agent = store.get_agent(agent.name)
-    store.check_new_label(agent, label)
-    version = add_version(context, agent, label, sealed, params.description, parent)
+    with dropped_on_error(context, sealed):
+        draft = draft_version(context, label, sealed, params.description, parent)
+        signature = yield from sign_draft(context, agent, draft, caller_signs=params.caller_signs)
+        # No step from here to where current has moved on.
+        agent = store.get_agent(agent.name)
+        store.check_new_label(agent, label)
+    version = add_draft(context, agent, draft, signature)
     is_current = params.moves_current or target.root == agent.head
     if target.root == agent.head:
         agent = store.get_agent(agent.name)

@@ -6,7 +6,9 @@ step in between, everything that shows the version is changed at once.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -24,6 +26,7 @@ from kaifs.service.record import (
     record_hash,
     state_checksums,
 )
+from kaifs.service.signing import ask_signature, sign_record
 from kaifs.service.steps import Item, Progress, Step
 from kaifs.store.store import Store
 from kaifs.tree.seal import SealedTree, seal
@@ -79,6 +82,17 @@ def choose_label(store: Store, agent: AgentRecord, label: str | None, bump: Bump
     return following.text
 
 
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A version that is not there yet: all that it lacks is its signature."""
+
+    label: str
+    sealed: SealedTree
+    record: bytes
+    """What is to be signed."""
+    created_ns: int
+
+
 def add_version(
     context: Context,
     agent: AgentRecord,
@@ -86,11 +100,54 @@ def add_version(
     sealed: SealedTree,
     description: Description,
     parent: VersionRecord | None,
-    evidence: Evidence | None = None,
+    *,
+    is_backup: bool = False,
 ) -> VersionRecord:
-    """Let *sealed* be the version *label* of *agent*, which must be free."""
-    store = context.store
-    created_ns = store.clock.now_ns()
+    """Let *sealed* be the version *label* of *agent*, which must be free. The store's key signs.
+
+    Raises:
+        KaifsError: as `sign_record`.
+    """
+    draft = draft_version(context, label, sealed, description, parent)
+    signature = sign_record(context, agent, draft.record, is_backup=is_backup)
+    return add_draft(context, agent, draft, signature)
+
+
+def sign_draft(
+    context: Context, agent: AgentRecord | None, draft: Draft, *, caller_signs: bool
+) -> Generator[Step, Item | None, bytes]:
+    """Return the signature of *draft*, by the store's key or by the caller's process.
+
+    A step only if that signs.
+
+    Raises:
+        KaifsError: as `sign_record` and `ask_signature`.
+    """
+    if caller_signs:
+        return (yield from ask_signature(context, agent, draft.record))
+    return sign_record(context, agent, draft.record)
+
+
+@contextmanager
+def dropped_on_error(context: Context, sealed: SealedTree) -> Iterator[None]:
+    """Drop *sealed*, which is nobody's yet, if what is done with it fails."""
+    try:
+        yield
+    except BaseException:
+        context.forest.drop(sealed.tree.root.root_id)
+        raise
+
+
+def draft_version(
+    context: Context,
+    label: str,
+    sealed: SealedTree,
+    description: Description,
+    parent: VersionRecord | None,
+    evidence: Evidence | None = None,
+) -> Draft:
+    """Describe *sealed* as the version *label*."""
+    created_ns = context.store.clock.now_ns()
     state_checksum, config_checksum = state_checksums(context.manifests.render(sealed.tree))
     record = AgentVersion(
         version=label,
@@ -110,18 +167,28 @@ def add_version(
             evidence=msgspec.UNSET if evidence is None else evidence,
         ),
     )
-    root = sealed.tree.root
+    return Draft(label, sealed, encode_record(record), created_ns)
+
+
+def add_draft(
+    context: Context, agent: AgentRecord, draft: Draft, signature: bytes
+) -> VersionRecord:
+    """Let *draft* be a version of *agent*; its label must be free. *signature* may be empty."""
+    root = draft.sealed.tree.root
     version = VersionRecord(
         agent_id=agent.agent_id,
-        label=label,
+        label=draft.label,
         root=root.root_id,
-        record=encode_record(record),
-        hash=sealed.hash,
-        created_ns=created_ns,
+        record=draft.record,
+        hash=draft.sealed.hash,
+        created_ns=draft.created_ns,
         size=root.size,
         inodes=root.inodes,
+        signature=signature,
+        signatures=1 if signature else 0,
+        signed_ns=draft.created_ns if signature else 0,
     )
-    store.add_version(version)
+    context.store.add_version(version)
     return version
 
 

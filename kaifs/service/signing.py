@@ -73,7 +73,7 @@ class _Made(msgspec.Struct):
 # --- making ------------------------------------------------------------------------------
 
 
-def require_signer(context: Context, agent: AgentRecord | None, *, by_caller: bool) -> None:
+def require_signer(context: Context, agent: AgentRecord | None, *, caller_signs: bool) -> None:
     """Check that a version that is about to be made will be signed if it must be.
 
     Asked before the work begins, so that it is not done in vain.
@@ -81,13 +81,13 @@ def require_signer(context: Context, agent: AgentRecord | None, *, by_caller: bo
     Args:
         context: Where.
         agent: Whose; None for one that is made with it, of which nothing is required.
-        by_caller: Whether the caller's process is going to sign.
+        caller_signs: Whether a key of the user's will sign.
 
     Raises:
         UnsignedError: nobody would sign.
         UntrustedKeyError, SigningKeyError, SignersFileError: the store's key is of no use.
     """
-    if by_caller:
+    if caller_signs:
         return
     key = find_store_key(context.store)
     if key is not None:
@@ -97,13 +97,13 @@ def require_signer(context: Context, agent: AgentRecord | None, *, by_caller: bo
 
 
 def sign_record(
-    context: Context, agent: AgentRecord, record: bytes, *, is_backup: bool = False
+    context: Context, agent: AgentRecord | None, record: bytes, *, is_backup: bool = False
 ) -> bytes:
     """Return the signature of *record* by the store's key, armored; empty if it has none.
 
     Args:
         context: Where.
-        agent: Whose record it is.
+        agent: Whose record it is; None for one that is made with it.
         record: Canonical bytes.
         is_backup: What a rollback saves is worth more unsigned than not at all.
 
@@ -116,12 +116,12 @@ def sign_record(
         if key is not None:
             _check_store_key(context, agent, key.public)
             return sshsig.sign(record, NAMESPACE, key.public, key.sign).armored()
-        if policy_of(agent).require_signature and not is_backup:
+        if agent is not None and policy_of(agent).require_signature and not is_backup:
             raise UnsignedError(f"{agent.name}: the store has no key")
     except KaifsError as error:
         if not is_backup:
             raise
-        log.warning("backup_unsigned", extra={"agent": agent.name, "error": str(error)})
+        log.warning("backup_unsigned", extra={"error": str(error)})
     return b""
 
 

@@ -118,7 +118,9 @@ def finish_backup(
         over = "" if base is None else f" over {base.label}"
         notes = f"What current had uncommitted{over} at a rollback"
         description = Description(snapshot_type="rollback", notes=notes)
-        backup = add_version(context, agent, agent.backup, sealed, description, base)
+        backup = add_version(
+            context, agent, agent.backup, sealed, description, base, is_backup=True
+        )
     forget_backup(context, name)
     return backup
 
