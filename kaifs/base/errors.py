@@ -411,6 +411,15 @@ class SuiteRunError(KaifsError):
 # --- of versions: signatures and keys ---------------------------------------------------------
 
 
+class AgentManifestError(KaifsError):
+    """The agent's manifest cannot be read, or says what cannot be."""
+
+    code = "E170"
+    message = "Cannot use the agent's manifest"
+    errno = errno.EINVAL
+    hint = "docs/VERSIONS.md says what it may hold"
+
+
 class SigningKeyError(KaifsError):
     """A key is missing, unreadable, or of a kind that is not used."""
 

@@ -1,8 +1,7 @@
 """Test suites: what is run in a snapshot, read from a file or made by detection.
 
 A suite is a list of tables `test`. The file is TOML, YAML or JSON, of the
-user's or of the agent's making: neither is trusted. Its size and depth are
-bounded, YAML has no tags, anchors or aliases, and what does not fit is refused
+user's or of the agent's making: neither is trusted. What does not fit is refused
 in one line.
 """
 
@@ -10,20 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
-from collections.abc import Callable
-from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 
 from kaifs.base.digest import sha256
 from kaifs.base.errors import SuiteError
+from kaifs.service.documents import SIZE_MAX as SIZE_MAX
+from kaifs.service.documents import DocumentError, load_document, one_line
 
-SIZE_MAX: Final = 64 << 10
-"""Bytes in a suite file."""
-DEPTH_MAX: Final = 16
-"""Tables and arrays inside each other in a suite file."""
 TESTS_MAX: Final = 1000
 TIMEOUT_S: Final = 300.0
 """Seconds that one test may take if it does not say."""
@@ -82,7 +76,10 @@ def load_suite(payload: bytes, name: str) -> TestSuite:
     Raises:
         SuiteError: there is none in it.
     """
-    return make_suite(load_document(payload, name), name)
+    try:
+        return make_suite(load_document(payload, name), name)
+    except DocumentError as error:
+        raise SuiteError(str(error)) from error
 
 
 def make_suite(document: Any, name: str) -> TestSuite:
@@ -94,7 +91,7 @@ def make_suite(document: Any, name: str) -> TestSuite:
     try:
         suite = msgspec.convert(document, TestSuite)
     except msgspec.ValidationError as error:
-        raise SuiteError(f"{name}: {_line(error)}") from error
+        raise SuiteError(f"{name}: {one_line(error)}") from error
     _check(suite, name)
     return suite
 
@@ -118,81 +115,3 @@ def _check(suite: TestSuite, name: str) -> None:
             except (re.error, RecursionError, OverflowError) as error:
                 text = f"{name}: {case.name!a}: expectOutput is no regular expression: {error}"
                 raise SuiteError(text) from error
-
-
-def load_document(payload: bytes, name: str) -> Any:
-    """Return what is in a TOML, YAML or JSON file, as plain values.
-
-    Raises:
-        SuiteError: it cannot be read, or is too large or too deep.
-    """
-    load = _LOADERS.get(PurePath(name).suffix.lower())
-    if load is None:
-        raise SuiteError(f"{name}: not .toml, .yaml, .yml or .json")
-    if len(payload) > SIZE_MAX:
-        raise SuiteError(f"{name}: over {SIZE_MAX >> 10} KiB")
-    try:
-        text = payload.decode("utf-8")
-        return load(text)
-    except SuiteError as error:
-        raise SuiteError(f"{name}: {error.subject}") from error
-    except (ValueError, RecursionError) as error:
-        raise SuiteError(f"{name}: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _check_depth(text: str, opening: str, closing: str) -> None:
-    """Refuse brackets that are nested deeper than any suite's. Those in strings count too."""
-    depth = 0
-    for letter in text:
-        depth += (letter in opening) - (letter in closing)
-        if depth > DEPTH_MAX * 4:
-            raise SuiteError("nested too deeply")
-
-
-def _load_toml(text: str) -> Any:
-    _check_depth(text, "[{", "]}")
-    # The cost of a dotted key grows with the square of its parts.
-    if any(line.count(".") > 1000 for line in text.splitlines()):
-        raise SuiteError("nested too deeply")
-    return tomllib.loads(text)
-
-
-def _load_json(text: str) -> Any:
-    _check_depth(text, "[{", "]}")
-    return msgspec.json.decode(text)
-
-
-def _load_yaml(text: str) -> Any:
-    # 20 ms to import; most suites are TOML.
-    import yaml
-
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent)
-            depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEPTH_MAX:
-                raise SuiteError("nested too deeply")
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise SuiteError("anchors and aliases are not allowed")
-            if getattr(event, "tag", None):
-                raise SuiteError("tags are not allowed")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
-    except (TypeError, AttributeError, OverflowError) as error:
-        # Keys that cannot be keys, dates that are none.
-        raise ValueError(str(error)) from error
-
-
-_LOADERS: Final[dict[str, Callable[[str], Any]]] = {
-    ".toml": _load_toml,
-    ".yaml": _load_yaml,
-    ".yml": _load_yaml,
-    ".json": _load_json,
-}

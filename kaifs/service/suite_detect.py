@@ -14,16 +14,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from kaifs.base.errors import SuiteError
+from kaifs.base.errors import AgentManifestError, FileTooLargeError, SuiteError
 from kaifs.base.types import TOP_INO
-from kaifs.service.suite import SIZE_MAX, TestCase, TestSuite, load_document, make_suite
+from kaifs.service.agent_manifest import read_agent_manifest
+from kaifs.service.documents import SIZE_MAX, DocumentError, load_document
+from kaifs.service.suite import TestCase, TestSuite, make_suite
+from kaifs.service.tree_files import read_regular
 from kaifs.tree.tree import Tree
 
 REPORTS_VARIABLE: Final = "KAIFS_REPORTS"
 """Names, in the environment of a test, the folder where it may leave JUnit XML files."""
 DETECTED_TIMEOUT_S: Final = 1800.0
 """Seconds that a whole suite of somebody else's may take."""
-MANIFESTS: Final = ("agent.toml", "agent.yaml", "agent.yml", "agent.json")
 
 _FILE_MAX: Final = 1 << 20
 # Neither bytecode nor a cache: the tree that was tested is the one that is committed.
@@ -59,27 +61,20 @@ def detect_suite(tree: Tree) -> Detected:
 
 def _read(tree: Tree, name: str) -> bytes | None:
     """Return a file at the top, None if there is none or it is too large to be one of these."""
-    ino = tree.find(TOP_INO, name.encode())
-    if ino is None:
+    try:
+        return read_regular(tree, name.encode(), _FILE_MAX)
+    except FileTooLargeError:
         return None
-    inode = tree.inode(ino)
-    if not stat.S_ISREG(inode.mode) or inode.size > _FILE_MAX:
-        return None
-    return tree.read(ino, 0, inode.size)
 
 
 def _manifest(tree: Tree) -> Detected | None:
-    for name in MANIFESTS:
-        payload = _read(tree, name)
-        if payload is None:
-            continue
-        if len(payload) > SIZE_MAX:
-            raise SuiteError(f"{name}: over {SIZE_MAX >> 10} KiB")
-        document = load_document(payload, name)
-        test = document.get("test") if isinstance(document, dict) else None
-        if test is not None:
-            return Detected(make_suite({"test": _as_list(test)}, name), name)
-    return None
+    try:
+        manifest = read_agent_manifest(tree)
+    except AgentManifestError as error:
+        raise SuiteError(error.subject) from error
+    if manifest.test is None:
+        return None
+    return Detected(make_suite({"test": _as_list(manifest.test)}, manifest.source), manifest.source)
 
 
 def _as_list(test: Any) -> Any:
@@ -137,7 +132,7 @@ def _npm(tree: Tree) -> Detected | None:
         return None
     try:
         document = load_document(payload, "package.json")
-    except SuiteError:
+    except DocumentError:
         return None
     scripts = document.get("scripts") if isinstance(document, dict) else None
     script = scripts.get("test") if isinstance(scripts, dict) else None

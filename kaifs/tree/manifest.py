@@ -285,11 +285,11 @@ class Manifests:
             digest.update(b"links %s\n" % b" ".join(map(spell, paths)))
         return digest.hexdigest()
 
-    def chosen(self, tree: Tree, choice: Choice[_State]) -> Iterator[bytes]:
+    def chosen(self, tree: Tree, choice: Choice[_State]) -> Iterator[list[bytes]]:
         """Yield the manifest's lines of the files that *choice* takes, in the manifest's order.
 
         Each comes with its folder before it: `./etc/app.toml type=file …`. O(directories), and
-        O(changes) in what is asked of *choice*.
+        O(changes) in what is asked of *choice*. What is yielded may be empty: others may run then.
 
         Raises:
             StoreDamagedError: as `render`.
@@ -302,9 +302,10 @@ class Manifests:
                 states.append(choice.below(states[depth - 1], place.names[-1]))
             state = states[depth]
             lines = _choose(place.listing, choice, state)[place.index]
+            folder = b""
             if lines:
                 folder = b"".join([spell_name(name) + b"/" for name in (b".", *place.names)])
-                yield from (folder + text for text in lines)
+            yield [folder + text for text in lines]
 
     def _find(self, tree: Tree) -> _Kept | None:
         kept = self._known.get(tree.root.root_id)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaifs.base.errors import SuiteError
-from kaifs.service.suite import SIZE_MAX, TIMEOUT_S, TestCase, load_suite
+from kaifs.service.documents import SIZE_MAX
+from kaifs.service.suite import TIMEOUT_S, TestCase, load_suite
 
 TOML = b"""
 [[test]]

@@ -96,7 +96,8 @@ def test_a_manifest_that_makes_no_sense_is_an_error_not_a_fallback(
     desk: Desk, tmp_path: Path, payload: bytes
 ) -> None:
     """Else an agent's broken manifest would quietly skip its tests."""
-    tree_with(desk, tmp_path, {"agent.toml": payload, "go.mod": b""})
+    tree_with(desk, tmp_path, {"go.mod": b""})
+    desk.write("bot", b"agent.toml", payload)
 
     with pytest.raises(SuiteError, match=r"agent\.toml"):
         detect_suite(desk.current("bot"))
