@@ -3,12 +3,12 @@
 import argparse
 from typing import Any
 
-from kaifs.cli.output import coloured, print_json, write_bytes
+from kaifs.cli.diffstat import stat_lines
+from kaifs.cli.output import print_json, write_bytes
 from kaifs.cli.session import call
 
 _DIFFERENT = 1
 _TROUBLE = 2
-_GRAPH_WIDTH = 40
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     """Compare them."""
     from kaifs.service.diff import Params
 
-    params = Params(old=args.old, new=args.new, style=args.style)
+    has_changes = args.json or args.style == "stat"
+    params = Params(old=args.old, new=args.new, style=args.style, has_changes=has_changes)
     patch = bytearray()
     is_patch = args.style == "patch"
 
@@ -49,34 +50,13 @@ def run(args: argparse.Namespace) -> int:
         elif is_patch:
             patch.extend(payload)
 
-    found = call(args, "diff", params, on_output=take)
+    found = call(args, "diff", params, has_progress=args.style == "stat", on_output=take)
     if args.json:
         document: dict[str, Any] = {"isDifferent": found.is_different, "changes": found.changes}
         if is_patch:
             document["patch"] = patch.decode("utf-8", "backslashreplace")
         print_json(document)
     elif args.style == "stat":
-        _print_stat(found.changes)
+        for line in stat_lines(found.changes):
+            print(line)
     return _DIFFERENT if found.is_different else 0
-
-
-def _print_stat(changes: Any) -> None:
-    if not changes:
-        return
-    names = [
-        f"{change.old_path} => {change.path}" if change.old_path else change.path
-        for change in changes
-    ]
-    width = max(map(len, names))
-    most = max((change.added + change.removed for change in changes), default=0)
-    scale = min(1.0, _GRAPH_WIDTH / most) if most else 1.0
-    for name, change in zip(names, changes, strict=True):
-        if change.is_binary:
-            print(f" {name:<{width}} | Bin {change.old_size} -> {change.new_size} bytes")
-            continue
-        plus = coloured("+" * -int(-change.added * scale // 1), "green")
-        minus = coloured("-" * -int(-change.removed * scale // 1), "red")
-        print(f" {name:<{width}} | {change.added + change.removed:>5} {plus}{minus}")
-    added = sum(change.added for change in changes)
-    removed = sum(change.removed for change in changes)
-    print(f" {len(changes)} files changed, {added} insertions(+), {removed} deletions(-)")

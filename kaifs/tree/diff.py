@@ -8,8 +8,9 @@ is told as renamed. Trees of different lineages are walked side by side.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
 
 from kaifs.base.errors import NoEntryError
 from kaifs.base.types import TOP_INO, Ino
@@ -17,6 +18,11 @@ from kaifs.meta import keys
 from kaifs.meta.records import INODE, InodeRecord
 from kaifs.store.differing import differing
 from kaifs.tree.tree import Tree
+
+READ_SIZE: Final = 1 << 20
+"""Bytes of a file compared at once."""
+STEP: Final = 512
+"""Objects compared between two yields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class Difference:
     old_ino: Ino | None
     new_ino: Ino | None
     old_path: bytes | None = None
-    """R only: where it was."""
+    """Where it was, if it was elsewhere."""
 
 
 def changed_inos(old: Tree, new: Tree) -> dict[Ino, set[int]]:
@@ -59,14 +65,74 @@ def diff(old: Tree, new: Tree) -> Iterator[Difference]:
     Times alone make no difference, nor do the times and size of a directory
     whose entries changed: the entries are told.
     """
+    steps = diff_steps(old, new)
+    try:
+        while True:
+            next(steps)
+    except StopIteration as stop:
+        yield from stop.value
+
+
+def diff_steps(old: Tree, new: Tree) -> Generator[int, None, list[Difference]]:
+    """Return what `diff` yields. Yields how many objects were compared, to let others run.
+
+    Neither tree may change meanwhile.
+    """
     if old.root.top == new.root.top:
-        return
+        return []
+    found: list[Difference] = []
     if old.root.lineage == new.root.lineage:
-        found = _diff_lineage(old, new)
+        yield from _diff_lineage(old, new, found)
     else:
-        found = list(_diff_walks(old, new))
+        yield from _diff_walks(old, new, found)
     # A path that lost a directory and won another is first told as deleted.
-    yield from sorted(found, key=lambda difference: (difference.path, difference.status))
+    return sorted(found, key=lambda difference: (difference.path, difference.status))
+
+
+def by_file(old: Tree, new: Tree, differences: Iterable[Difference]) -> Iterator[Difference]:
+    """Yield *differences* with each file that a renamed directory took along.
+
+    What also changed in one is told with the path that it had before.
+    """
+    differences = list(differences)
+    moved = {
+        found.path: found.old_path
+        for found in differences
+        if found.status == "R" and found.new_ino and _is_directory(new.inode(found.new_ino))
+    }
+    told = {found.path for found in differences if found.status != "D"}
+    for found in differences:
+        above = _nearest(found.path, moved) if found.status in "MT" else None
+        if above is not None:
+            old_path = (moved[above] or b"") + found.path[len(above) :]
+            if found.old_ino == find_path(old, old_path):
+                found = replace(found, old_path=old_path)
+        yield found
+        if found.path in moved and found.status == "R" and found.new_ino is not None:
+            yield from _taken_along(old, new, found, moved, told)
+
+
+def _taken_along(
+    old: Tree, new: Tree, folder: Difference, moved: dict[bytes, bytes | None], told: set[bytes]
+) -> Iterator[Difference]:
+    assert folder.new_ino is not None
+    assert folder.old_path is not None
+    for entry in new.walk(folder.new_ino, folder.path):
+        if stat.S_ISDIR(entry.inode.mode) or entry.path in told:
+            continue
+        if _nearest(entry.path, moved) == folder.path:
+            old_path = folder.old_path + entry.path[len(folder.path) :]
+            if find_path(old, old_path) == entry.ino:
+                yield Difference("R", entry.path, entry.ino, entry.ino, old_path)
+
+
+def _nearest(path: bytes, folders: dict[bytes, bytes | None]) -> bytes | None:
+    """Return the innermost of *folders* that *path* is below."""
+    while b"/" in path:
+        path = path.rpartition(b"/")[0]
+        if path in folders:
+            return path
+    return None
 
 
 def diff_path(old: Tree, new: Tree, path: bytes) -> list[Difference]:
@@ -131,11 +197,12 @@ def _find(tree: Tree, ino: Ino) -> InodeRecord | None:
     return None if inode is None or inode.nlink == 0 else inode
 
 
-def _diff_lineage(old: Tree, new: Tree) -> list[Difference]:
+def _diff_lineage(old: Tree, new: Tree, found: list[Difference]) -> Generator[int, None, None]:
     gone: dict[bytes, Ino] = {}
     come: dict[bytes, Ino] = {}
-    found: list[Difference] = []
-    for ino, kinds in changed_inos(old, new).items():
+    for number, (ino, kinds) in enumerate(changed_inos(old, new).items()):
+        if number % STEP == 0:
+            yield number
         before, after = _find(old, ino), _find(new, ino)
         moved = keys.LINK in kinds or (before is None) != (after is None)
         if before is not None and after is not None and before.btime_ns != after.btime_ns:
@@ -149,14 +216,16 @@ def _diff_lineage(old: Tree, new: Tree) -> list[Difference]:
         ):
             found += [Difference("M", path, ino, ino) for path in new.paths(ino)]
     known: dict[tuple[Ino, Ino], str] = {}
-    for path in sorted(gone.keys() & come.keys()):
+    for number, path in enumerate(sorted(gone.keys() & come.keys())):
+        if number % STEP == 0:
+            yield number
         if _is_moved_directory(old, gone[path], new, come[path]):
             # Told as renamed; what is below it has not changed and goes with it.
             continue
         difference = _compare(old, gone.pop(path), new, come.pop(path), path, known)
         if difference is not None:
             found.append(difference)
-    return found + _pair(old, gone, new, come)
+    found += _pair(old, gone, new, come)
 
 
 def _is_moved_directory(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino) -> bool:
@@ -266,17 +335,27 @@ def same_content(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino) -> bool:
         return False
     if before.sha256 and after.sha256:
         return before.sha256 == after.sha256
-    if old.content.extents(old_ino) == new.content.extents(new_ino):
-        return True
-    step = 1 << 20
+    extents = old.content.extents(old_ino)
+    shared = set(extents).intersection(new.content.extents(new_ino))
+    position = 0
+    for extent in [one for one in extents if one in shared]:
+        if not _same_range(old, old_ino, new, new_ino, position, extent.offset):
+            return False
+        position = extent.stop
+    return _same_range(old, old_ino, new, new_ino, position, before.size)
+
+
+def _same_range(old: Tree, old_ino: Ino, new: Tree, new_ino: Ino, start: int, stop: int) -> bool:
     return all(
-        old.read(old_ino, offset, step) == new.read(new_ino, offset, step)
-        for offset in range(0, before.size, step)
+        old.read(old_ino, offset, min(READ_SIZE, stop - offset))
+        == new.read(new_ino, offset, min(READ_SIZE, stop - offset))
+        for offset in range(start, stop, READ_SIZE)
     )
 
 
-def _diff_walks(old: Tree, new: Tree) -> Iterator[Difference]:
+def _diff_walks(old: Tree, new: Tree, found: list[Difference]) -> Generator[int, None, None]:
     """Walk two trees side by side, by path. O(both)."""
+    number = 0
     stack = [(TOP_INO, TOP_INO, b"")]
     linked: dict[tuple[Ino, Ino], str] = {}
     while stack:
@@ -287,15 +366,18 @@ def _diff_walks(old: Tree, new: Tree) -> Iterator[Difference]:
         known = linked if has_names else None
         difference = _compare(old, old_ino, new, new_ino, path, known)
         if difference is not None:
-            yield difference
+            found.append(difference)
+        number += 1
+        if number % STEP == 0:
+            yield number
         ours = _names(old, old_ino) if stat.S_ISDIR(before.mode) else {}
         theirs = _names(new, new_ino) if stat.S_ISDIR(after.mode) else {}
         for name in ours.keys() | theirs.keys():
             below = path + b"/" + name if path else name
             if name not in theirs:
-                yield from _all_below(old, ours[name], below, "D")
+                found += _all_below(old, ours[name], below, "D")
             elif name not in ours:
-                yield from _all_below(new, theirs[name], below, "A")
+                found += _all_below(new, theirs[name], below, "A")
             else:
                 stack.append((ours[name], theirs[name], below))
 
