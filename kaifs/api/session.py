@@ -11,11 +11,11 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from kaifs.api.access import find_daemon
 from kaifs.base.errors import DaemonError
@@ -35,6 +35,8 @@ REPORT_MAX: Final = 2 << 20
 """Bytes of one report that are read."""
 DETACH_S: Final = 10.0
 """Seconds within which the daemon notices that a sandbox's mount is gone."""
+_CONTROLLED: Final = frozenset({"memory", "cpus", "pids"})
+"""Limits that take a control group, or what does for one."""
 
 # The sandbox's own files end with it, so what a command has reported comes out behind its
 # output. That a command can write such a mark itself lets it tell nothing that it could not
@@ -54,14 +56,25 @@ exit $status
 """
 
 
+OnUnenforced: TypeAlias = Callable[[tuple[str, ...]], None]
+"""Told limits that are not in force, each with the reason, in words for people."""
+
+
+def ignore_unenforced(limits: tuple[str, ...]) -> None:
+    """Tell nobody."""
+
+
 class Session(Executor, Protocol):
     """A snapshot with everything in place to run commands in it, at `/agent`."""
 
-    def run_foreground(self, command: Sequence[str]) -> int:
+    def run_foreground(
+        self, command: Sequence[str], on_unenforced: OnUnenforced = ignore_unenforced
+    ) -> int:
         """Run a command on our own stdin, stdout and stderr; return its exit status.
 
         As a shell has it: 126 if it cannot be executed, 127 if it is not found, 128
-        and the signal that ended it.
+        and the signal that ended it. *on_unenforced* is told the limits that nobody
+        asked for and that this machine cannot have.
         """
         ...
 
@@ -158,14 +171,19 @@ class _SandboxSession:
             oom_killed=outcome.oom_killed,
             dropped=output.dropped,
             reports=tuple(map(_named_report, reports)),
+            unenforced=running.unenforced,
         )
 
-    def run_foreground(self, command: Sequence[str]) -> int:
+    def run_foreground(
+        self, command: Sequence[str], on_unenforced: OnUnenforced = ignore_unenforced
+    ) -> int:
         """Run a command on our own streams."""
         with (
             self._attached() as agent_mount,
             self._start(self._policy({}, None), list(command), agent_mount, (0, 1, 2)) as running,
         ):
+            if running.unenforced:
+                on_unenforced(running.unenforced)
             outcome = running.wait(agent_mount.attachment.fileno())
             if running.error is not None:
                 print(f"kaifs: {running.error}", file=sys.stderr)
@@ -208,9 +226,9 @@ class _SandboxSession:
 
     @contextmanager
     def _attached(self) -> Iterator[_PrivateMount]:
+        from kaifs.base.limits import parse_storage
         from kaifs.control.client import attach
         from kaifs.control.messages import AttachParams
-        from kaifs.sandbox.policy import parse_storage
 
         isolation = self.snapshot.isolation
         read_only = isolation.permissions.read_only
@@ -231,32 +249,25 @@ class _SandboxSession:
 
     def _policy(self, env: Mapping[str, str], timeout_s: float | None) -> Policy:
         """Return what the snapshot allows."""
+        from kaifs.base import limits
         from kaifs.sandbox import policy
-        from kaifs.service.isolation import Resources
 
         isolation = self.snapshot.isolation
-        resources, default = isolation.resources, Resources()
-        required = {"memory", "cpus", "pids"}
-        if os.geteuid() != 0:
-            # What an ordinary user has not asked for is set where it can be.
-            asked = {
-                "memory": resources.memory != default.memory,
-                "cpus": resources.cpu != default.cpu,
-                "pids": resources.pids != default.pids,
-            }
-            required = {name for name, is_asked in asked.items() if is_asked}
-        permissions = isolation.permissions
+        resources, permissions = isolation.resources, isolation.permissions
+        # An ordinary user without a control group gets the limits that they did not ask for where
+        # they can be had, and is told which could not.
+        required = _CONTROLLED if os.geteuid() == 0 else _CONTROLLED & set(isolation.required)
         return policy.Policy(
-            memory=policy.parse_memory(resources.memory),
-            cpus=policy.parse_cpus(resources.cpu),
-            pids=policy.parse_pids(resources.pids),
+            memory=limits.parse_memory(resources.memory),
+            cpus=limits.parse_cpus(resources.cpu),
+            pids=limits.parse_pids(resources.pids),
             network=policy.parse_network(isolation.network_mode),
             environment={**isolation.environment, **env},
             read_only=permissions.read_only,
-            allowed_paths=tuple(map(policy.parse_allowed_path, permissions.allowed_paths)),
-            blocked_syscalls=tuple(map(policy.parse_system_call, permissions.blocked_syscalls)),
+            allowed_paths=tuple(map(limits.parse_allowed_path, permissions.allowed_paths)),
+            blocked_syscalls=tuple(map(limits.parse_system_call, permissions.blocked_syscalls)),
             timeout_s=timeout_s,
-            required=frozenset(required),
+            required=required,
             forbidden=self.forbidden,
         )
 

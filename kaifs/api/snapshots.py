@@ -33,6 +33,7 @@ import msgspec
 
 from kaifs.api import session
 from kaifs.api.access import call, store_path
+from kaifs.api.session import OnUnenforced
 from kaifs.base.errors import (
     ArgumentValueError,
     InvalidVersionError,
@@ -249,8 +250,20 @@ class SnapshotIsolationManager:
             raise SnapshotStateError(f"{snapshot_id}: no output of tests is kept")
         return found.log
 
-    def run_in_snapshot(self, snapshot_id: str, command: Sequence[str]) -> int:
+    def run_in_snapshot(
+        self,
+        snapshot_id: str,
+        command: Sequence[str],
+        *,
+        on_unenforced: OnUnenforced = session.ignore_unenforced,
+    ) -> int:
         """Run a command in the snapshot's sandbox, on this process's own standard streams.
+
+        Args:
+            snapshot_id: The snapshot.
+            command: Program and arguments.
+            on_unenforced: Told the limits that nobody asked for and that this machine cannot
+                have, before the command's end; what was asked for is in force, or nothing runs.
 
         Returns:
             Its exit status as a shell has it: 126 if it cannot be executed, 127 if it was not
@@ -264,7 +277,7 @@ class SnapshotIsolationManager:
         with session.prepare(self.store):
             found = self.get_snapshot(snapshot_id)
             with session.open_session(self.store, found) as opened:
-                return opened.run_foreground(command)
+                return opened.run_foreground(command, on_unenforced)
 
     @contextmanager
     def lend_snapshot(

@@ -57,5 +57,5 @@ def snapshot_options(args: argparse.Namespace) -> SnapshotOptions:
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ArgumentValueError(f"--env {text!a} is not NAME=VALUE")
+        raise ArgumentValueError(f"env: {name!a} is not NAME=VALUE")
     return name, value

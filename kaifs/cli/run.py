@@ -8,12 +8,14 @@ cannot be executed, 127 it was not found.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Final
 
 from kaifs.base.errors import ArgumentValueError
 from kaifs.cli.limits import add_limits, snapshot_options
 from kaifs.cli.output import warn
 from kaifs.cli.session import store_of
+from kaifs.cli.testing import warn_unenforced
 
 _TROUBLE: Final = 125
 
@@ -46,4 +48,6 @@ def run(args: argparse.Namespace) -> int:
         reference = reference_of(snapshot)
         if args.keep:
             warn(args, f"kept as {reference}")
-        return manager.run_in_snapshot(reference, args.command)
+        return manager.run_in_snapshot(
+            reference, args.command, on_unenforced=partial(warn_unenforced, args)
+        )

@@ -77,7 +77,8 @@ def _evidence_lines(evidence: Any) -> list[tuple[str, str]]:
     limits, isolation = evidence.limits, evidence.isolation
     kind = f"container {isolation.image}" if isolation.container else "sandbox"
     text = f"{kind}, memory {limits.memory}, cpu {limits.cpu}, storage {limits.storage}, "
-    return [*lines, ("Limits", text + f"pids {limits.pids}, network {isolation.network_mode}")]
+    lines.append(("Limits", text + f"pids {limits.pids}, network {isolation.network_mode}"))
+    return lines + [("No limit", printable(limit)) for limit in evidence.unenforced]
 
 
 def _print_log(log: bytes | None) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from kaifs.cli.output import DONE, FAILED, printable, say
+from kaifs.cli.output import DONE, FAILED, printable, say, warn
 from kaifs.cli.session import shows_progress, store_of
 
 if TYPE_CHECKING:
@@ -29,8 +29,15 @@ def run_tests(
     manager = SnapshotIsolationManager(store_of(args))
     with _ProgressLine(args) as line:
         result = manager.test_in_snapshot(reference, suite, source=source, on_progress=line.show)
+    if result.unenforced:
+        warn_unenforced(args, result.unenforced)
     _tell(args, result)
     return result
+
+
+def warn_unenforced(args: argparse.Namespace, limits: tuple[str, ...]) -> None:
+    """Say that commands ran without limits that nobody had asked for."""
+    warn(args, f"not limited on this machine: {'; '.join(limits)}")
 
 
 def _tell(args: argparse.Namespace, result: Result) -> None:

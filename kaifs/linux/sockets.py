@@ -5,6 +5,8 @@ long one is shortened to `/proc/self/fd/N/NAME` with N the folder's descriptor.
 """
 
 import contextlib
+import ctypes
+import errno
 import os
 import secrets
 import socket
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 _CREDENTIALS: Final = struct.Struct("=iII")
+_SO_PEERGROUPS: Final = 59
+"""Source: asm-generic/socket.h; since Linux 4.13."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +29,8 @@ class Peer:
     pid: int
     uid: int
     gid: int
+    groups: frozenset[int] = frozenset()
+    """Supplementary groups."""
 
 
 class _HasOptions(Protocol):
@@ -32,12 +38,37 @@ class _HasOptions(Protocol):
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
 
+    def fileno(self) -> int: ...
+
 
 def peer_of(connection: _HasOptions) -> Peer:
     """Return the credentials of the other end of *connection*, as the kernel knows them."""
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(packed)
-    return Peer(pid, uid, gid)
+    return Peer(pid, uid, gid, _groups_of(connection.fileno()))
+
+
+def _groups_of(fd: int) -> frozenset[int]:
+    """Return the supplementary groups of the other end of the socket *fd*.
+
+    By the C library, for Python's getsockopt takes 1,024 bytes at most, and a user may be in
+    65,536 groups.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.c_uint32(0)
+    none = ctypes.create_string_buffer(1)
+    # Too little room is ERANGE, with the size that is needed. A process's groups at connect are
+    # what is told, so the size cannot change between the calls.
+    result = libc.getsockopt(fd, socket.SOL_SOCKET, _SO_PEERGROUPS, none, ctypes.byref(size))
+    if result == 0:
+        return frozenset()
+    if ctypes.get_errno() == errno.ERANGE:
+        groups = (ctypes.c_uint32 * (size.value // ctypes.sizeof(ctypes.c_uint32)))()
+        result = libc.getsockopt(fd, socket.SOL_SOCKET, _SO_PEERGROUPS, groups, ctypes.byref(size))
+        if result == 0:
+            return frozenset(groups)
+    code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code))
 
 
 def passed_descriptor(ancillary: list[tuple[int, int, bytes]], device: int) -> int:

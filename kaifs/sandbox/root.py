@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from kaifs.base.errors import SnapshotIsolationError
+from kaifs.base.limits import AGENT
 from kaifs.linux.landlock import CHANGE, READ, Access, abi_version, handled
 from kaifs.linux.mounts import find_mount
 from kaifs.linux.namespaces import (
@@ -27,7 +28,7 @@ from kaifs.linux.namespaces import (
 )
 from kaifs.sandbox.defences import Defence
 from kaifs.sandbox.network import NAME_SERVER
-from kaifs.sandbox.policy import AGENT, Policy
+from kaifs.sandbox.policy import Policy
 
 STAGE: Final = Path("/sys")
 """Covered by the stage, in the set-up's namespace alone: it is on every machine, no agent gets

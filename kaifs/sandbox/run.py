@@ -33,6 +33,7 @@ from types import TracebackType
 from typing import Final, NoReturn, Protocol, Self
 
 from kaifs.base.errors import ArgumentValueError, KaifsError, SnapshotIsolationError
+from kaifs.base.limits import AGENT
 from kaifs.linux.cgroups import GroupUnavailable
 from kaifs.linux.landlock import abi_version, ruleset_attributes
 from kaifs.linux.namespaces import (
@@ -48,7 +49,7 @@ from kaifs.sandbox.launcher import FAILED, NOT_EXECUTED, PERL, PREPARED, PROGRAM
 from kaifs.sandbox.limits import Limits, make_limits, prefer_as_victim
 from kaifs.sandbox.names import VARIABLE, SandboxName, new_name
 from kaifs.sandbox.network import UserNetwork, close_ways, prohibited_networks
-from kaifs.sandbox.policy import AGENT, Policy
+from kaifs.sandbox.policy import Policy
 from kaifs.sandbox.relay import Streams
 from kaifs.sandbox.root import HOME, INNER_ID, Root
 from kaifs.sandbox.syscalls import default_filter, user_filter

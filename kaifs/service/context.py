@@ -30,6 +30,14 @@ class Caller:
 
     uid: int
     gid: int
+    groups: frozenset[int] = frozenset()
+    """Supplementary groups, if they are known: the kernel does not tell those of a mount's users,
+    whose modes it checks itself."""
+
+
+def this_caller() -> Caller:
+    """Return the user of this process, with whose rights it opens files."""
+    return Caller(os.geteuid(), os.getegid(), frozenset(os.getgroups()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,10 @@ class Context:
         """Return whether the caller may do everything."""
         return self.caller.uid in (0, os.stat(self.store.path).st_uid)
 
+    def owns(self, agent: AgentRecord) -> bool:
+        """Return whether the caller may do everything to *agent*."""
+        return self.caller.uid == agent.uid or self.owns_store()
+
     def require_maker(self) -> None:
         """Check that the caller may add an agent.
 
@@ -69,7 +81,7 @@ class Context:
         Raises:
             AccessDeniedError: they own neither the store nor the agent.
         """
-        if self.caller.uid != agent.uid and not self.owns_store():
+        if not self.owns(agent):
             raise AccessDeniedError(agent.name)
 
     def require_reader(self, agent: AgentRecord) -> None:
@@ -78,7 +90,7 @@ class Context:
         Raises:
             AccessDeniedError: the mode of the agent's folder keeps them out.
         """
-        if not self._may_all(agent) and not _allows(
+        if not self.owns(agent) and not _allows(
             self.caller, agent.uid, agent.gid, agent.mode, READ | SEARCH
         ):
             raise AccessDeniedError(agent.name)
@@ -90,15 +102,12 @@ class Context:
             AccessDeniedError: one is closed to them; it is named.
         """
         self.require_reader(agent)
-        if self._may_all(agent):
+        if self.owns(agent):
             return
         for found in self.forest.tree(root).walk():
             if not _may_read(self.caller, found.inode):
                 name = os.fsdecode(found.path) or "its top folder"
                 raise AccessDeniedError(f"{agent.name}: {name}")
-
-    def _may_all(self, agent: AgentRecord) -> bool:
-        return self.caller.uid == agent.uid or self.owns_store()
 
     @contextmanager
     def frozen(self, root: RootId) -> Iterator[Tree]:
@@ -120,13 +129,10 @@ def _may_read(caller: Caller, inode: InodeRecord) -> bool:
 
 
 def _allows(caller: Caller, uid: int, gid: int, mode: int, wanted: int) -> bool:
-    """Return whether permission bits *mode* grant *wanted*, as path_resolution(7) has it.
-
-    Supplementary groups are not known here; they count as others.
-    """
+    """Return whether permission bits *mode* grant *wanted*, as path_resolution(7) has it."""
     if caller.uid == uid:
         granted = mode >> 6
-    elif caller.gid == gid:
+    elif caller.gid == gid or gid in caller.groups:
         granted = mode >> 3
     else:
         granted = mode

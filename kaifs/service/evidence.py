@@ -38,5 +38,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """SHA-256 of the output that is kept, which `test --log` prints."""
     output_bytes: int
     limits: Resources
+    """What was asked for."""
+    unenforced: tuple[str, ...] = ()
+    """Of that, what the machine could not have and the tests ran without, each with the reason.
+    Only for an ordinary user, and never what was asked for by name."""
     isolation: IsolationConfig
+    """Without the values of the variables that were given."""
     tested_at: str

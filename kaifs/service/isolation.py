@@ -7,30 +7,30 @@ when something is to run.
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
-from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from kaifs.base.clock import format_time
 from kaifs.base.errors import ArgumentValueError, StoreDamagedError
+from kaifs.base.limits import (
+    AGENT,
+    parse_allowed_path,
+    parse_cpus,
+    parse_memory,
+    parse_pids,
+    parse_storage,
+    parse_system_call,
+    parse_variable,
+)
 from kaifs.meta.records import AgentRecord, SnapshotRecord
+from kaifs.service.context import Context
 from kaifs.service.reference import SNAPSHOTS
-from kaifs.store.store import Store
 from kaifs.tree.tested import shown_status
 
 DEFAULT_IMAGE: Final = "kai-agent-runtime"
 """Source: specification, createIsolatedSnapshot."""
-_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE: Final = re.compile(
-    r"([0-9]{1,18}(?:\.[0-9]{1,6})?)([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII
-)
-_COUNT: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
-_CPUS: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,3})?", re.ASCII)
-_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-_SYSCALL: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}", re.ASCII)
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -59,6 +59,8 @@ class IsolationConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     """The specification's IsolationConfig."""
 
     environment: dict[str, str] = msgspec.field(default_factory=_default_environment)
+    hidden_variables: tuple[str, ...] = ()
+    """Names of variables that commands get too, and whose values are not told here."""
     network_mode: str = "none"
     """`none` or `bridge`."""
     resources: Resources = Resources()
@@ -67,6 +69,20 @@ class IsolationConfig(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     """Whether commands run in a container of an OCI runtime."""
     image: str | None = None
     """Its image; None without a container."""
+    required: tuple[str, ...] = ()
+    """Limits that were asked for by name: `memory`, `cpus`, `storage`, `pids`. Without them
+    nothing runs, whoever runs it; root gets every limit or nothing."""
+
+    def without_values(self) -> IsolationConfig:
+        """Return it as everybody may read it: what users put into variables is often a secret."""
+        default = _default_environment()
+        hidden = [name for name, value in self.environment.items() if default.get(name) != value]
+        told = {name: value for name, value in self.environment.items() if name not in hidden}
+        return replace(
+            self,
+            environment=told,
+            hidden_variables=tuple(sorted({*hidden, *self.hidden_variables})),
+        )
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -92,86 +108,41 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             ArgumentValueError: a value makes no sense.
         """
         default = Resources()
+        asked = {
+            "memory": self.memory,
+            "cpus": self.cpus,
+            "storage": self.storage,
+            "pids": self.pids,
+        }
         resources = Resources(
-            memory=self.memory or default.memory,
-            cpu=self.cpus or default.cpu,
-            storage=self.storage or default.storage,
-            pids=self.pids or default.pids,
+            memory=default.memory if self.memory is None else self.memory,
+            cpu=default.cpu if self.cpus is None else self.cpus,
+            storage=default.storage if self.storage is None else self.storage,
+            pids=default.pids if self.pids is None else self.pids,
         )
-        parse_size(resources.memory, "--memory")
-        parse_size(resources.storage, "--storage")
+        parse_memory(resources.memory)
+        parse_storage(resources.storage)
         parse_cpus(resources.cpu)
         parse_pids(resources.pids)
         if self.image is not None and not self.container:
             raise ArgumentValueError("--image needs --container")
         return IsolationConfig(
-            environment=_default_environment() | dict(map(_variable, self.env)),
+            environment=_default_environment() | dict(map(parse_variable, self.env)),
             network_mode="bridge" if self.network else "none",
             resources=resources,
             permissions=Permissions(
                 read_only=read_only,
-                allowed_paths=("/agent", *map(_allowed_path, self.allow)),
-                blocked_syscalls=tuple(map(_syscall, self.deny_syscall)),
+                allowed_paths=(str(AGENT), *map(_checked_path, self.allow)),
+                blocked_syscalls=tuple(map(parse_system_call, self.deny_syscall)),
             ),
             container=self.container,
             image=(self.image or DEFAULT_IMAGE) if self.container else None,
+            required=tuple(name for name, value in asked.items() if value is not None),
         )
 
 
-def parse_size(text: str, option: str) -> int:
-    """Return the bytes that *text* means: `512m`, `1g`, `1048576`; units are powers of 1024.
-
-    Raises:
-        ArgumentValueError: it means none, or nothing at all.
-    """
-    found = _SIZE.fullmatch(text)
-    size = int(Decimal(found[1]) * _UNITS[found[2].lower()]) if found else 0
-    if not 0 < size < 1 << 63:
-        raise ArgumentValueError(f"{option} {text!a} is no size such as 512m or 1g")
-    return size
-
-
-def parse_cpus(text: str) -> float:
-    """Return the processors that *text* means: `0.5`, `2`.
-
-    Raises:
-        ArgumentValueError: it means none.
-    """
-    cpus = float(text) if _CPUS.fullmatch(text) else 0.0
-    if cpus < 0.01:
-        raise ArgumentValueError(f"--cpus {text!a} is no number of processors such as 0.5")
-    return cpus
-
-
-def parse_pids(text: str) -> int:
-    """Return the number of processes that *text* means.
-
-    Raises:
-        ArgumentValueError: it means none.
-    """
-    pids = int(text) if _COUNT.fullmatch(text) else 0
-    if pids < 1:
-        raise ArgumentValueError(f"--pids {text!a} is no number of processes")
-    return pids
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not _VARIABLE.fullmatch(name) or "\0" in value:
-        raise ArgumentValueError(f"--env {text!a} is not NAME=VALUE")
-    return name, value
-
-
-def _allowed_path(text: str) -> str:
-    path = text.removesuffix(":ro").removesuffix(":rw")
-    if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
-        raise ArgumentValueError(f"--allow {text!a} is no absolute path without '..'")
-    return text
-
-
-def _syscall(text: str) -> str:
-    if not _SYSCALL.fullmatch(text):
-        raise ArgumentValueError(f"--deny-syscall {text!a} is no name of a system call")
+def _checked_path(text: str) -> str:
+    parse_allowed_path(text)
     return text
 
 
@@ -206,16 +177,23 @@ class IsolatedSnapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
 
 
 def describe_snapshot(
-    store: Store, agent: AgentRecord, snapshot: SnapshotRecord, mountpoint: Path | None
+    context: Context, agent: AgentRecord, snapshot: SnapshotRecord
 ) -> IsolatedSnapshot:
-    """Return *snapshot* in the specification's words."""
+    """Return *snapshot* in the specification's words.
+
+    Values of variables are told to those alone who may run something in it.
+    """
     reference = f"{agent.name}/{SNAPSHOTS}/{snapshot.name}"
+    mountpoint = context.mountpoint
+    isolation = isolation_of(snapshot)
+    if not context.owns(agent) and context.caller.uid != snapshot.uid:
+        isolation = isolation.without_values()
     return IsolatedSnapshot(
         id=snapshot.name,
         agent_id=agent.name,
         version=snapshot.version,
         path=reference if mountpoint is None else str(mountpoint / reference),
-        isolation=isolation_of(snapshot),
+        isolation=isolation,
         created=format_time(snapshot.created_ns),
-        status=shown_status(store, snapshot),
+        status=shown_status(context.store, snapshot),
     )

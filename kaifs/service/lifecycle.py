@@ -24,6 +24,7 @@ from kaifs.store.registry import NO_ROOT, TEST_ERROR, TEST_FAILED, TEST_PASSED, 
 from kaifs.tree.tested import shown_status
 from kaifs.tree.tree import Tree
 
+_UNENFORCED_MAX = 16
 FAILURES_KEPT = 100
 """Failures in the evidence; the counts are of all."""
 
@@ -84,7 +85,8 @@ def finish_test(
         output_hash=sha256(log).hexdigest(),
         output_bytes=len(log),
         limits=isolation.resources,
-        isolation=isolation,
+        unenforced=run.unenforced[:_UNENFORCED_MAX],
+        isolation=isolation.without_values(),
         tested_at=format_time(store.clock.now_ns()),
     )
     snapshot = _without_result(context, snapshot)

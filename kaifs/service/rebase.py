@@ -75,7 +75,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     )
     store.add_snapshot(rebased)
     return Result(
-        snapshot=describe_snapshot(store, agent, rebased, context.mountpoint),
+        snapshot=describe_snapshot(context, agent, rebased),
         suite=None if tested is None else tested.cases,
         source="" if tested is None else tested.evidence.suite,
     )

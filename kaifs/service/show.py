@@ -53,7 +53,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     agent = target.agent
     context.require_reader(agent)
     if target.snapshot is not None:
-        described = describe_snapshot(context.store, agent, target.snapshot, context.mountpoint)
+        described = describe_snapshot(context, agent, target.snapshot)
         tested = tested_of(target.snapshot)
         log = None
         if params.has_log and _may_read(context, target):

@@ -72,7 +72,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         isolation=msgspec.json.encode(isolation),
     )
     store.add_snapshot(snapshot)
-    return describe_snapshot(store, agent, snapshot, context.mountpoint)
+    return describe_snapshot(context, agent, snapshot)
 
 
 def _keep_base(context: Context, target: Target) -> RootId:

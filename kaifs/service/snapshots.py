@@ -79,7 +79,7 @@ def _is_open(context: Context, agent: AgentRecord) -> bool:
 def _info(
     context: Context, agent: AgentRecord, snapshot: SnapshotRecord, now_ns: int, own_bytes: int
 ) -> SnapshotInfo:
-    described = describe_snapshot(context.store, agent, snapshot, context.mountpoint)
+    described = describe_snapshot(context, agent, snapshot)
     return SnapshotInfo(
         id=described.id,
         agent_id=described.agent_id,

@@ -49,6 +49,8 @@ class Execution:
     """Bytes of output before `output` that were not kept."""
     reports: tuple[tuple[str, bytes], ...] = ()
     """Name and content of each `.xml` file that it left in the report folder."""
+    unenforced: tuple[str, ...] = ()
+    """Limits that were not in force, each with the reason."""
 
 
 class Executor(Protocol):
@@ -84,6 +86,8 @@ class SuiteRun(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     duration_s: float
     log: bytes
     """A heading for each test, and its output; the end of it if it was much."""
+    unenforced: tuple[str, ...] = ()
+    """Limits that were not in force for some test, each with the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +130,14 @@ class SuiteRunner:
         tally = _Tally()
         log = _Log()
         duration_s = 0.0
+        unenforced: dict[str, None] = {}
         for done, case in enumerate(suite.test):
             failed = tally.total - tally.passed
             self._on_progress(SuiteProgress(done, len(suite.test), case.name, failed))
             env = {REPORTS_VARIABLE: self._executor.report_folder, **case.env}
             execution = self._executor.run(case.command, env, case.timeout)
             duration_s += execution.duration_s
+            unenforced |= dict.fromkeys(execution.unenforced)
             _judge(case, execution, tally, log)
         failed = tally.total - tally.passed
         self._on_progress(SuiteProgress(len(suite.test), len(suite.test), None, failed))
@@ -141,7 +147,12 @@ class SuiteRunner:
             total_tests=tally.total,
             failures=tuple(tally.failures),
         )
-        return SuiteRun(result=result, duration_s=duration_s, log=log.tail())
+        return SuiteRun(
+            result=result,
+            duration_s=duration_s,
+            log=log.tail(),
+            unenforced=tuple(unenforced),
+        )
 
 
 def _judge(case: TestCase, execution: Execution, tally: _Tally, log: _Log) -> None:

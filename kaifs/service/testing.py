@@ -54,6 +54,8 @@ class Result(TestResult, frozen=True, kw_only=True, rename="camel"):
     suite: str
     suite_hash: str
     duration_s: int | float
+    unenforced: tuple[str, ...] = ()
+    """Limits that were not in force, each with the reason."""
 
 
 def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
@@ -72,7 +74,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     if suite is None:
         detected = detect_suite(context.forest.tree(snapshot.root))
         suite, source = detected.suite, detected.source
-    described = describe_snapshot(context.store, agent, snapshot, context.mountpoint)
+    described = describe_snapshot(context, agent, snapshot)
     root_id = begin_test(context, snapshot).root
     try:
         yield Commit()
@@ -131,6 +133,7 @@ def _finish(
         suite=source,
         suite_hash=evidence.suite_hash,
         duration_s=evidence.duration_s,
+        unenforced=evidence.unenforced,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kaifs.api import session
+from kaifs.api.session import OnUnenforced, ignore_unenforced
 from kaifs.base.errors import SnapshotIsolationError
 from kaifs.cli.main import main
 from kaifs.service.isolation import IsolatedSnapshot
@@ -24,7 +25,9 @@ from tests.service.lab import LocalExecutor
 class LocalSession(LocalExecutor):
     """Runs commands in a folder of its own, in no sandbox at all."""
 
-    def run_foreground(self, command: Sequence[str]) -> int:
+    def run_foreground(
+        self, command: Sequence[str], on_unenforced: OnUnenforced = ignore_unenforced
+    ) -> int:
         try:
             return subprocess.run(command, cwd=self._folder, check=False).returncode
         except FileNotFoundError:

@@ -33,3 +33,22 @@ def test_a_stale_socket_is_recognised_and_replaced(tmp_path: Path) -> None:
 
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o660
     assert os.listdir(tmp_path) == ["s"]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: setgroups needs root")
+@pytest.mark.parametrize("count", [0, 3, 1000])
+def test_supplementary_groups_of_the_other_end_are_known(tmp_path: Path, count: int) -> None:
+    """However many there are: Python's own getsockopt would take 256."""
+    before = os.getgroups()
+    groups = list(range(70000, 70000 + count))
+    with listen_at(tmp_path / "s", 0o600) as listener:
+        os.setgroups(groups)
+        try:
+            connection = connect_to(tmp_path / "s", 5)
+        finally:
+            os.setgroups(before)
+        with connection:
+            theirs, _ = listener.accept()
+            with theirs:
+                assert peer_of(theirs).groups == frozenset(groups)

@@ -21,11 +21,12 @@ from pathlib import Path
 import pytest
 
 from kaifs.base.errors import SnapshotIsolationError
+from kaifs.base.limits import AllowedPath
 from kaifs.linux.landlock import abi_version
 from kaifs.linux.network import local_addresses
 from kaifs.linux.processes import identify, is_running
 from kaifs.sandbox.defences import Defence
-from kaifs.sandbox.policy import AllowedPath, Policy
+from kaifs.sandbox.policy import Policy
 from kaifs.sandbox.root import Root
 from tests.sandbox.ground import Attack, needs_root
 

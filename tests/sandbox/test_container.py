@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from kaifs.base.errors import ArgumentValueError, SnapshotIsolationError
+from kaifs.base.limits import AllowedPath
 from kaifs.linux.mounts import mounts
 from kaifs.linux.network import local_addresses
 from kaifs.linux.processes import identify, wait_end
@@ -32,7 +33,7 @@ from kaifs.sandbox.container.leftovers import (
 from kaifs.sandbox.container.run import Outcome, start
 from kaifs.sandbox.container.runtime import Runtime
 from kaifs.sandbox.janitor import clean
-from kaifs.sandbox.policy import AllowedPath, Policy
+from kaifs.sandbox.policy import Policy
 from kaifs.sandbox.run import Owner
 from kaifs.sandbox.run import start as start_sandbox
 from kaifs.store.store import Store

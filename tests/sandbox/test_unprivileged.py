@@ -30,7 +30,8 @@ from dataclasses import replace
 from pathlib import Path
 from kaifs.linux.namespaces import MountFlag, attach
 from kaifs.sandbox.defences import Defence
-from kaifs.sandbox.policy import AllowedPath, Policy
+from kaifs.base.limits import AllowedPath
+from kaifs.sandbox.policy import Policy
 from kaifs.sandbox.run import start
 class Mount:
     def mount(self, staging, owner):

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kaifs.base.errors import (
@@ -12,8 +13,8 @@ from kaifs.base.errors import (
     SnapshotExistsError,
     SnapshotNotFoundError,
 )
-from kaifs.service.isolation import Limits, parse_size
-from tests.service.desk import Desk
+from kaifs.service.isolation import Limits
+from tests.service.desk import STRANGER, Desk
 
 
 @pytest.fixture
@@ -72,12 +73,17 @@ def test_a_read_only_snapshot_cannot_be_changed(bot: Desk, reference: str) -> No
     [
         Limits(memory="much"),
         Limits(memory="0"),
+        Limits(memory=""),
+        Limits(memory="15m"),
         Limits(storage="-1g"),
         Limits(cpus="0"),
+        Limits(cpus="0.001"),
+        Limits(pids="3"),
         Limits(pids="1.5"),
         Limits(env=("A",)),
         Limits(allow=("relative",)),
         Limits(allow=("/a/../b",)),
+        Limits(allow=("/proc",)),
         Limits(deny_syscall=("no such",)),
         Limits(image="without-container"),
     ],
@@ -86,7 +92,7 @@ def test_a_limit_that_makes_no_sense_is_refused(bot: Desk, limits: Limits) -> No
     """When the snapshot is made, not when something is to run; and nothing is made."""
     before = bot.state()
 
-    with pytest.raises(ArgumentValueError, match="--"):
+    with pytest.raises(ArgumentValueError):
         bot.run("snapshot", reference="bot", limits=limits)
 
     assert bot.state() == before
@@ -130,11 +136,27 @@ def test_limits_are_kept_as_they_were_asked_for(bot: Desk) -> None:
     assert (isolation.container, isolation.image) == (True, "kai-agent-runtime")
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("512m", 512 << 20), ("1g", 1 << 30), ("4096", 4096), ("2KiB", 2048)]
-)
-def test_sizes_are_powers_of_1024(text: str, size: int) -> None:
-    assert parse_size(text, "--memory") == size
+def test_what_was_asked_for_by_name_is_noted_also_if_it_is_the_default(bot: Desk) -> None:
+    """Whoever asks for a limit gets it or E103; `required` is what tells it from a default."""
+    made = bot.run("snapshot", reference="bot", limits=Limits(memory="512m", pids="9"))
+
+    assert made.isolation.required == ("memory", "pids")
+    assert bot.run("snapshot", reference="bot").isolation.required == ()
+
+
+def test_values_of_variables_are_told_to_who_may_run_something_alone(bot: Desk) -> None:
+    limits = Limits(env=("TOKEN=secret", "NODE_ENV=mine"))
+    bot.run("snapshot", reference="bot", name="snap", limits=limits)
+
+    for shown in (
+        bot.run("show", caller=STRANGER, reference="snap").snapshot,
+        bot.run("snapshots", caller=STRANGER).snapshots[0],
+    ):
+        assert b"secret" not in msgspec.json.encode(shown)
+        assert shown.isolation.environment == {"KAI_ISOLATION_MODE": "true"}
+        assert shown.isolation.hidden_variables == ("NODE_ENV", "TOKEN")
+    owned = bot.run("show", reference="snap").snapshot.isolation
+    assert owned.environment["TOKEN"] == "secret"
 
 
 def test_a_name_that_is_taken_or_bad_is_refused(bot: Desk) -> None:

@@ -14,6 +14,8 @@ from kaifs.base.errors import (
 )
 from kaifs.service.context import Caller
 from kaifs.service.evidence import Evidence
+from kaifs.service.isolation import Limits
+from kaifs.service.record import decode_record
 from kaifs.service.steps import Data, End, Item
 from kaifs.service.suite_runner import SuiteProgress
 from kaifs.service.verbs import VERBS
@@ -69,6 +71,34 @@ def test_a_result_is_kept_with_its_evidence(lab: Lab) -> None:
     assert b"one\n=== 2: ok" in log
     assert found.output_hash == hashlib.sha256(log).hexdigest()
     assert found.output_bytes == len(log)
+
+
+def test_the_evidence_has_names_of_variables_and_not_their_values(lab: Lab) -> None:
+    """A version's record is for ever, and everybody reads it."""
+    limits = Limits(env=("TOKEN=secret",))
+    lab.desk.run("snapshot", reference="bot", name="hush", limits=limits)
+    lab.test("hush", suite=suite("true"))
+
+    made = lab.desk.run("commit", reference="hush")
+
+    agent = lab.desk.store.get_agent("bot")
+    record = lab.desk.store.get_version(agent, made.version).record
+    assert b"secret" not in record
+    found = decode_record(record).metadata.evidence
+    assert isinstance(found, Evidence)
+    assert found.isolation.hidden_variables == ("TOKEN",)
+
+
+def test_the_evidence_says_what_could_not_be_enforced(lab: Lab) -> None:
+    """What was asked for is one thing, what the machine had another."""
+    lab.unenforced = ("memory: no control group",)
+
+    result = lab.test("snap", suite=suite("true", "true"))
+
+    found = evidence(lab.desk)
+    assert found is not None
+    assert result.unenforced == found.unenforced == ("memory: no control group",)
+    assert found.limits.memory == "512m"
 
 
 def test_failures_are_told_and_kept(lab: Lab) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from kaifs.base.errors import KaifsError, SnapshotIsolationError
+from kaifs.base.limits import AGENT
 from kaifs.linux.namespaces import (
     MountFlag,
     Namespace,
@@ -40,7 +41,6 @@ from kaifs.sandbox.container.runtime import (
 )
 from kaifs.sandbox.defences import ALL
 from kaifs.sandbox.network import close_ways
-from kaifs.sandbox.policy import AGENT
 from kaifs.sandbox.relay import Streams
 from kaifs.sandbox.root import allowed_paths, open_shown, stage_shown
 from kaifs.sandbox.run import AgentMount, Owner, forget_signals, fork

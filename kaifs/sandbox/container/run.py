@@ -64,6 +64,8 @@ class Running:
         """Seconds from the request until the container was ready to be started."""
         self.error: str | None = None
         """Always None: that a command could not be executed, the container's shell says itself."""
+        self.unenforced: tuple[str, ...] = ()
+        """Always empty: a container starts with every limit in force, or not at all."""
         self._streams = streams
         self._network: UserNetwork | None = None
         self._deadline: float | None = None

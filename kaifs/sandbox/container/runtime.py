@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from kaifs.base.errors import ArgumentValueError, SnapshotIsolationError
+from kaifs.base.limits import AGENT
 from kaifs.sandbox.names import VARIABLE
 from kaifs.sandbox.network import NAME_SERVER
-from kaifs.sandbox.policy import AGENT, Policy
+from kaifs.sandbox.policy import Policy
 from kaifs.sandbox.root import HOME
 
 STORE_LABEL: Final = "kaifs.store"
