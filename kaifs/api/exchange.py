@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kaifs.service.host_target import FolderTarget, TarTarget
     from kaifs.service.record import Description
     from kaifs.service.sealing import MadeVersion
-    from kaifs.service.steps import OnProgress
+    from kaifs.service.steps import OnProgress, Signer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,12 @@ def import_folder(
     label: str,
     description: Description,
     on_progress: OnProgress | None = None,
+    signer: Signer | None = None,
 ) -> MadeVersion:
     """Make *folder* the version *label* of *agent*, which is made if there is none.
 
-    Nothing may write to the folder meanwhile.
+    Nothing may write to the folder meanwhile. *signer* signs it, see
+    `kaifs.api.signing`; None: the store's key, if it has one.
 
     Raises:
         SourceError, SourceChangedError: the folder cannot be read, or changes.
@@ -56,8 +58,12 @@ def import_folder(
 
     # Counting first costs a walk, which is only worth it for a bar.
     source = HostSource(Path(folder), store, count=on_progress is not None)
-    params = import_.Params(agent=agent, label=label, description=description)
-    made: MadeVersion = call(store, "import", params, source=iter(source), on_progress=on_progress)
+    params = import_.Params(
+        agent=agent, label=label, description=description, caller_signs=signer is not None
+    )
+    made: MadeVersion = call(
+        store, "import", params, source=iter(source), on_progress=on_progress, signer=signer
+    )
     return made
 
 

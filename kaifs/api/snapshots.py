@@ -46,7 +46,7 @@ from kaifs.service.commit import CommitResult
 from kaifs.service.isolation import IsolatedSnapshot, Limits
 from kaifs.service.record import Description
 from kaifs.service.snapshots import SnapshotInfo
-from kaifs.service.steps import Item, OnProgress
+from kaifs.service.steps import Item, OnProgress, Signer
 from kaifs.service.suite import SIZE_MAX, TestSuite, load_suite
 from kaifs.service.suite_runner import OnSuiteProgress, SuiteRunner
 
@@ -322,6 +322,7 @@ class SnapshotIsolationManager:
         bump: Literal["major", "minor", "patch"] = "patch",
         description: Description = _COMMITTED,
         on_progress: OnProgress | None = None,
+        signer: Signer | None = None,
     ) -> CommitResult:
         """Make a snapshot whose tests passed the agent's next version, and remove it.
 
@@ -333,6 +334,8 @@ class SnapshotIsolationManager:
             bump: See *label*.
             description: What the version's record says, beside the tests' evidence.
             on_progress: Called on the way.
+            signer: Signs the version, see `kaifs.api.signing`; None: the store's key, if it
+                has one.
 
         Raises:
             SnapshotStateError: its tests did not pass, or something changed since.
@@ -341,9 +344,15 @@ class SnapshotIsolationManager:
             KaifsError: as `get_snapshot`.
         """
         params = commit.Params(
-            reference=snapshot_id, label=label, bump=bump, description=description
+            reference=snapshot_id,
+            label=label,
+            bump=bump,
+            description=description,
+            caller_signs=signer is not None,
         )
-        done: CommitResult = call(self.store, "commit", params, on_progress=on_progress)
+        done: CommitResult = call(
+            self.store, "commit", params, on_progress=on_progress, signer=signer
+        )
         return done
 
     def rebase_snapshot(self, snapshot_id: str) -> rebase.Result:

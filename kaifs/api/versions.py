@@ -38,7 +38,7 @@ from kaifs.service.record import (
 )
 from kaifs.service.rollback import RollbackResult, failed_steps
 from kaifs.service.sealing import MadeVersion
-from kaifs.service.steps import OnProgress
+from kaifs.service.steps import OnProgress, Signer
 
 if TYPE_CHECKING:
     from kaifs.base.label import Bump
@@ -145,6 +145,7 @@ class AgentVersionManager:
         bump: Bump = "patch",
         description: Description | None = None,
         on_progress: OnProgress | None = None,
+        signer: Signer | None = None,
     ) -> MadeVersion:
         """Make a version from current or from *source*, and let current move on to it.
 
@@ -155,6 +156,7 @@ class AgentVersionManager:
             bump: See *new_version*.
             description: What its record says.
             on_progress: Called on the way.
+            signer: Signs it, see `kaifs.api.signing`; None: the store's key, if it has one.
 
         Raises:
             KaifsError: as `create_version`.
@@ -165,8 +167,9 @@ class AgentVersionManager:
             bump=bump,
             source=source,
             description=description or Description(),
+            caller_signs=signer is not None,
         )
-        made: MadeVersion = call(self.store, "seal", params, on_progress=on_progress)
+        made: MadeVersion = call(self.store, "seal", params, on_progress=on_progress, signer=signer)
         return made
 
     def import_version(
@@ -176,6 +179,7 @@ class AgentVersionManager:
         metadata: Mapping[str, object] | PartialMetadata | VersionMetadata | None = None,
         *,
         on_progress: OnProgress | None = None,
+        signer: Signer | None = None,
     ) -> MadeVersion:
         """Make a version from a folder of this machine; the agent is made if there is none.
 
@@ -191,6 +195,7 @@ class AgentVersionManager:
             version,
             description_of(metadata),
             on_progress,
+            signer,
         )
 
     # --- rollback -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from kaifs.base.errors import MergeConflictError
 from kaifs.cli.description import add_description, description
 from kaifs.cli.output import DONE, print_json, say, warn
 from kaifs.cli.session import progress_bar, store_of
+from kaifs.cli.signing import add_sign_key, signer_of
 from kaifs.cli.testing import run_tests
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what to test it by after --rebase (default: what it was last tested by)",
     )
     add_description(parser)
+    add_sign_key(parser)
     parser.set_defaults(type="auto")
 
 
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from kaifs.api.snapshots import SnapshotIsolationManager
 
     manager = SnapshotIsolationManager(store_of(args))
+    signer = signer_of(args)
     try:
         if args.rebase and not _rebase(args, manager):
             return 1
@@ -55,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 bump=args.bump,
                 description=description(args),
                 on_progress=on_progress,
+                signer=signer,
             )
     except MergeConflictError as error:
         _list_conflicts(args, error)

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from kaifs import __version__
 from kaifs.base.errors import KaifsError
+from kaifs.cli.common import add_common
 
 EXIT_FAILURE: Final = 1
 EXIT_BUG: Final = 70
@@ -44,6 +45,8 @@ VERBS: Final = {
     "discard": "remove a snapshot",
     "remove": "take a version away",
     "prune": "take away the versions that no rule keeps",
+    "sign": "sign a version",
+    "key": "show or change the keys that sign and are trusted",
     "policy": "show or set what is demanded of versions",
     "gc": "free what nothing reaches",
     "fsck": "check the store",
@@ -118,9 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     common = _VerbParser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument("--store", metavar="PATH", help="the store (default: $KAIFS_STORE)")
-    common.add_argument("--json", action="store_true", help="print one JSON document")
-    common.add_argument("-q", "--quiet", action="store_true", help="print only what was asked for")
+    add_common(common)
     parser = argparse.ArgumentParser(
         prog="kaifs", description="The file system that agents run from.", parents=[common]
     )

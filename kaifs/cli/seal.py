@@ -8,6 +8,7 @@ import argparse
 from kaifs.cli.description import add_description, description
 from kaifs.cli.output import DONE, print_json, say
 from kaifs.cli.session import progress_bar, store_of
+from kaifs.cli.signing import add_sign_key, signer_of
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     label.add_argument("--bump", choices=("major", "minor", "patch"), default="patch")
     parser.add_argument("--from", dest="source", metavar="REF", help="what (default: current)")
     add_description(parser)
+    add_sign_key(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from kaifs.api.versions import AgentVersionManager
 
     manager = AgentVersionManager(args.agent, store_of(args))
+    signer = signer_of(args)
     with progress_bar(args) as on_progress:
         made = manager.seal(
             args.label,
@@ -32,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
             bump=args.bump,
             description=description(args),
             on_progress=on_progress,
+            signer=signer,
         )
     if args.json:
         print_json(made)
