@@ -358,7 +358,7 @@ class _Daemon:
         return (inside if options.agent else f"{agent.name}/{inside}").encode()
 
     def _is_written(self, root_id: RootId) -> bool:
-        return any(split_kernel_node(node)[0] == root_id for node in self._handlers.written_nodes())
+        return self._handlers.is_root_written(root_id)
 
     def _withdraw(self, root_id: RootId) -> None:
         """Let the kernel forget a snapshot: from now on it is asked for each time."""

@@ -10,7 +10,7 @@ sees another half done.
 
 from collections.abc import Awaitable, Callable, Iterator
 
-from kaifs.base.types import KernelNode
+from kaifs.base.types import KernelNode, RootId, split_kernel_node
 from kaifs.tree.tree import AttributeChange
 from kaifs.views.attributes import Attributes, Caller, FileSystemSpace, Listed
 from kaifs.views.namespace import Namespace
@@ -40,6 +40,8 @@ class Handlers:
         """STATFS requests so far: the barrier's marker."""
         self.background_seen = 0
         """READs and WRITEs so far: what the kernel's limit of background requests is about."""
+        self.are_opens_told = True
+        """Whether the kernel tells of each open; if not, any file may be open for writing."""
         self._commit = commit
         self._barrier = barrier
         self._writers: dict[KernelNode, int] = {}
@@ -269,8 +271,16 @@ class Handlers:
         )
 
     def is_written(self, node: KernelNode) -> bool:
-        """Return whether *node* is open for writing, as far as opens are told."""
+        """Return whether *node* may be open for writing, and so have unsent data."""
+        if not self.are_opens_told:
+            return not self.namespace.read_only
         return node in self._writers
+
+    def is_root_written(self, root: RootId) -> bool:
+        """Return whether a file of *root* may be open for writing."""
+        if not self.are_opens_told:
+            return self.namespace.shows(root) and not self.namespace.read_only
+        return any(split_kernel_node(node)[0] == root for node in self._writers)
 
     def now_ns(self) -> int:
         """Return the time, ns since 1970."""
@@ -292,7 +302,10 @@ class Handlers:
             self._writers.pop(node, None)
 
     def written_nodes(self) -> list[KernelNode]:
-        """Return the inodes that are open for writing, and so may have unsent data."""
+        """Return the inodes that are open for writing, and so may have unsent data.
+
+        None, if opens are not told.
+        """
         return list(self._writers)
 
     def written_paths(self) -> list[bytes]:

@@ -18,6 +18,7 @@ from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.protocol import Init, Opcode, SetAttr
 from kaifs.tree.tree import AttributeChange
 from kaifs.views.attributes import Attributes, Caller, Listed
+from kaifs.views.namespace import Namespace
 
 MAX_WRITE: Final = 1 << 20
 """Bytes of one READ or WRITE at most."""
@@ -58,6 +59,19 @@ class Features:
     """Let the kernel check POSIX ACLs."""
     mapped_owners: bool = False
     """Allow idmapped mounts. Only where nothing asks who makes a request that makes nothing."""
+
+
+def features_of(namespace: Namespace) -> Features:
+    """Return what the connection of a mount of *namespace* can do.
+
+    Without OPEN nothing stops who has the permission from opening a sealed file for writing,
+    and what is then written is seen by all readers, in the kernel's cache.
+    """
+    return Features(
+        zero_message_open=namespace.read_only or namespace.holds_nothing_sealed(),
+        # Whoever removes or renames an agent or a snapshot must be known.
+        mapped_owners=bool(namespace.scope.view),
+    )
 
 
 class Refusal(Exception):
@@ -124,6 +138,7 @@ class Requests:
                 its pages; waits for that.
             discard_pages: The same without waiting.
         """
+        handlers.are_opens_told = not features.zero_message_open
         self._handlers = handlers
         self._features = features
         self._forget_pages = forget_pages
@@ -457,7 +472,7 @@ class Requests:
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise Refusal(errno.EINVAL)
         handlers, node, hole = self._handlers, request.node, whence == os.SEEK_HOLE
-        if not (self._features.zero_message_open or handlers.is_written(node)):
+        if not handlers.is_written(node):
             return p.U64.pack(handlers.seek(node, offset, hole=hole))
 
         async def work() -> bytes:

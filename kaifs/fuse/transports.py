@@ -88,10 +88,10 @@ def make_transport(name: Name, handlers: Handlers) -> Transport:
         return Nowhere()
     # Each is imported only if it is used: pyfuse3 alone takes 30 ms.
     if name == "kernel":
-        from kaifs.fuse.kernel_requests import Features
+        from kaifs.fuse.kernel_requests import features_of
         from kaifs.fuse.kernel_transport import KernelMount
 
-        return KernelMount(handlers, Features())
+        return KernelMount(handlers, features_of(handlers.namespace))
     from kaifs.fuse.pyfuse3_transport import Pyfuse3Mount
 
     return Pyfuse3Mount(handlers)

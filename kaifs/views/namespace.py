@@ -212,6 +212,21 @@ class Namespace:
             raise NoEntryError(f"{self.scope.agent}/{view}")
         return kernel_node(root, TOP_INO)
 
+    def shows(self, root: RootId) -> bool:
+        """Return whether the tree of *root* can be reached in this mount, as far as names lead."""
+        if not self.scope.view:
+            return True
+        try:
+            return split_kernel_node(self.scope_node())[0] == root
+        except NoEntryError:
+            return False
+
+    def holds_nothing_sealed(self) -> bool:
+        """Return whether the mount shows one view alone, and that can be written."""
+        if not self.scope.view:
+            return False
+        return self._tree(split_kernel_node(self.scope_node())[0]).is_writable
+
     def _inner(self, node: KernelNode) -> KernelNode:
         """Return the node that the kernel's *node* means."""
         return self.scope_node() if node == ROOT_NODE and self.scope.agent else node

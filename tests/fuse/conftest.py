@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,10 @@ class MountedStore:
         until = time.monotonic() + 5
         while (answer := self.ask(command, *arguments)) != expected:
             assert time.monotonic() < until, f"{command}: {answer}, not {expected}"
+
+    def counts(self) -> Counter[str]:
+        """Return how many requests of each opcode came so far. Kernel transport only."""
+        return Counter(dict(self.ask("counts")))
 
     def seal(self, label: str) -> Path:
         """Seal what is written, and return the version's folder."""

@@ -17,8 +17,9 @@ import trio
 from kaifs.base.types import RootId
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator
+from kaifs.fuse.kernel_transport import KernelMount
 from kaifs.fuse.mounting import MountOptions
-from kaifs.fuse.transports import make_transport
+from kaifs.fuse.transports import Transport, make_transport
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
@@ -45,6 +46,7 @@ class Server:
         )
         self.handlers = Handlers(self.namespace, self.commit, self.barrier)
         self.invalidator: Invalidator
+        self.mount: Transport
         self.barriers = 0
         self._committing = trio.Lock()
 
@@ -85,6 +87,9 @@ class Server:
                 return len(self.namespace.known)
             case "writers":
                 return len(self.handlers.written_nodes())
+            case "counts":
+                assert isinstance(self.mount, KernelMount), "pyfuse3 does not count"
+                return list(self.mount.counts.items())
             case "statfs":
                 return self.handlers.statfs_seen
             case "barriers":
@@ -109,6 +114,7 @@ class Server:
     async def serve(self, mountpoint: Path, options: dict[str, Any]) -> None:
         """Mount, obey stdin, unmount."""
         mount = make_transport(options["transport"], self.handlers)
+        self.mount = mount
         self.invalidator = Invalidator(self.namespace, mount.notifier)
         mount.mount(
             mountpoint,
