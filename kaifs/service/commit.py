@@ -35,7 +35,7 @@ from kaifs.service.sealing import (
     sign_draft,
     version_tree,
 )
-from kaifs.service.signing import require_signer
+from kaifs.service.signing import require_signer, require_trusted
 from kaifs.service.steps import Flush, Item, Step
 from kaifs.service.switching import (
     begin_switch,
@@ -93,6 +93,9 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     agent, snapshot = resolve_snapshot(store, params.reference)
     context.require_owner(agent)
     require_passed(context, snapshot)
+    base = store.find_version(agent.agent_id, snapshot.version)
+    if base is not None:
+        require_trusted(context, agent, base)
     require_signer(context, agent, caller_signs=params.caller_signs)
     label = choose_label(store, agent, params.label, params.bump)
     refuse_foreign_mounts(context, agent)

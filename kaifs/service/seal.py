@@ -22,7 +22,7 @@ from kaifs.service.sealing import (
     sign_draft,
     version_tree,
 )
-from kaifs.service.signing import require_signer
+from kaifs.service.signing import require_signer, require_trusted
 from kaifs.service.steps import Item, Step
 from kaifs.service.switching import switch_current
 
@@ -62,6 +62,8 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     target = resolve(store, params.agent if params.source is None else params.source)
     if params.source is not None:
         context.require_content(target.agent, target.root)
+    if target.version is not None:
+        require_trusted(context, target.agent, target.version)
     require_signer(context, agent, caller_signs=params.caller_signs)
     parent = _parent(context, agent, target)
     source = context.forest.tree(target.root)

@@ -14,6 +14,7 @@ from kaifs.service.lifecycle import keep_clone
 from kaifs.service.names import generate_snapshot_name
 from kaifs.service.reference import Target, resolve
 from kaifs.service.sealing import seal_tree, version_tree
+from kaifs.service.signing import require_trusted
 from kaifs.service.steps import Item, Step
 from kaifs.store.registry import READY
 
@@ -37,13 +38,15 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     Raises:
         ArgumentValueError: a limit makes no sense. Whether it can be enforced is told when
             something is to run.
-        KaifsError: as `resolve`; E105, E121, E127.
+        KaifsError: as `resolve` and `require_trusted`; E105, E121, E127.
     """
     store = context.store
     isolation = params.limits.config(read_only=params.read_only)
     target = resolve(store, params.reference)
     agent = target.agent
     context.require_owner(agent)
+    if target.version is not None:
+        require_trusted(context, agent, target.version)
     name = params.name if params.name is not None else generate_snapshot_name()
     store.check_new_snapshot(agent, name)
     if params.read_only and target.version is None:

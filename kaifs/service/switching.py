@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from kaifs.base.errors import ForeignMountError, RollbackValidationError
+from kaifs.base.errors import ForeignMountError, KaifsError, RollbackValidationError
 from kaifs.base.label import parse_label
 from kaifs.base.types import RootId
 from kaifs.linux.mounts import mounts_below
@@ -22,6 +22,7 @@ from kaifs.meta.records import AgentRecord, RootState, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.record import Description, decode_record
 from kaifs.service.sealing import add_version, seal_tree, version_tree
+from kaifs.service.signing import require_unforged
 from kaifs.service.steps import Flush, Item, Step
 from kaifs.store.registry import NO_ROOT
 from kaifs.tree.diff import diff
@@ -65,7 +66,8 @@ def open_target(context: Context, version: VersionRecord) -> Tree:
     """Return a clone of *version*'s tree that current can show. The version is validated first.
 
     Raises:
-        RollbackValidationError: the version is not what its record says.
+        RollbackValidationError: the version is not what its record says, or not signed as it
+            must be.
     """
     clone = context.forest.clone(context.forest.tree(version.root))
     try:
@@ -154,13 +156,23 @@ def _is_changed(tree: Tree, base: Tree | None) -> bool:
 
 
 def _validate(context: Context, version: VersionRecord, clone: Tree) -> None:
-    """Check in O(1) that *clone* is the sealed tree that the version's record names."""
+    """Check in O(1) that *clone* is the sealed tree that the version's record names.
+
+    And that the record is signed as it must be.
+    """
     root = context.store.root(version.root)
     if root.state is not RootState.SEALED or clone.root.top != root.top:
         raise RollbackValidationError(f"{version.label}: its tree is not sealed")
     record = decode_record(version.record)
     if record.hash != version.hash or record.version != version.label:
         raise RollbackValidationError(f"{version.label}: its record is of another version")
+    agent = context.store.agent_by_id(version.agent_id)
+    assert agent is not None, "a version has an agent"
+    try:
+        require_unforged(context, agent, version)
+    except KaifsError as error:
+        text = f"{error.code}: {error.message}: {error.subject}"
+        raise RollbackValidationError(text, cause=str(error.code)) from error
 
 
 def refuse_foreign_mounts(context: Context, agent: AgentRecord) -> None:
