@@ -45,6 +45,10 @@ class Device(Protocol):
         """Return when a file's bytes and its name are on disk. May block."""
         ...
 
+    def sync_names(self) -> None:
+        """Return when the names of all files are on disk."""
+        ...
+
     def remove(self, name: str) -> None:
         """Delete a file."""
         ...
@@ -128,6 +132,14 @@ class FileDevice:
                 self._unsynced_names.discard(name)
         except OSError as error:
             raise _failure(error) from error
+
+    def sync_names(self) -> None:
+        """Make every name durable, also of files that another process has made."""
+        try:
+            os.fsync(self._folder)
+        except OSError as error:
+            raise _failure(error) from error
+        self._unsynced_names.clear()
 
     def remove(self, name: str) -> None:
         """Delete a file."""

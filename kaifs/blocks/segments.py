@@ -1,20 +1,28 @@
 """Segments: append-only files of checksummed records.
 
-A record describes itself (magic, id, sizes, codec, checksum), so what the index
-says of the blocks can be made again from the segments alone. Bytes past what a
-commit has named are never read and are cut off when the store is opened.
+A record describes itself (magic, kind, id, sizes, codec, checksum), so what the
+index says of the blocks can be made again from the segments alone. What lies past
+what a commit has named is read once, when the store is opened: as far as its
+journal leads it counts, and the rest is cut off.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
-from kaifs.base.digest import record_checksum
-from kaifs.base.errors import ChecksumMismatchError, FormatError, StoreDamagedError
+from kaifs.base.digest import checksum, record_checksum
+from kaifs.base.errors import (
+    ChecksumMismatchError,
+    FormatError,
+    KaifsError,
+    StoreDamagedError,
+)
 from kaifs.base.types import BlockId, SegmentId
+from kaifs.blocks.compression import decode
 from kaifs.blocks.device import Device
 
 SEGMENT_MAGIC: Final = b"KAIFSSEG"
@@ -22,7 +30,9 @@ SEGMENT_FORMAT: Final = 1
 BYTE_ORDER_MARK: Final = 0x01020304
 RECORD_MAGIC: Final = 0x4B424C4B
 RECORD_BLOCK: Final = 1
-"""The only kind of record so far; readers skip kinds that they do not know."""
+"""Payload. Readers skip kinds that they do not know."""
+RECORD_JOURNAL: Final = 2
+"""What changed since the record of this kind before; its number stands in place of a block id."""
 ALIGNMENT: Final = 8
 """Records begin at multiples of so many bytes."""
 
@@ -30,13 +40,17 @@ _SEGMENT_HEADER: Final = struct.Struct("<8sII16sQ16x8s")
 _RECORD_HEADER: Final = struct.Struct("<IBBHIIQ16s8s")
 SEGMENT_HEADER_SIZE: Final = _SEGMENT_HEADER.size
 RECORD_HEADER_SIZE: Final = _RECORD_HEADER.size
+_NOTHING: Final = memoryview(b"")
+_WINDOW: Final = 4 << 20
+"""Bytes of a tail that are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordHeader:
-    """What stands before the stored bytes of one block."""
+    """What stands before the stored bytes of one record."""
 
     block: BlockId
+    """Of a journal record its sequence number."""
     codec: int
     stored_size: int
     """Bytes after the header, without padding."""
@@ -44,6 +58,24 @@ class RecordHeader:
     """Bytes of payload."""
     checksum: bytes
     """xxh3-128 of the payload."""
+    kind: int = RECORD_BLOCK
+
+
+class TailRecord(NamedTuple):
+    """A record past what was committed, whole and verified."""
+
+    offset: int
+    stop: int
+    """Where the next record begins."""
+    kind: int
+    number: int
+    """Block id or sequence number."""
+    codec: int
+    stored_size: int
+    size: int
+    checksum: bytes
+    stored: memoryview
+    """Of a journal record its stored bytes. Those of a block are not kept: there may be many."""
 
 
 def segment_name(segment: SegmentId) -> str:
@@ -62,7 +94,7 @@ def encode_record_header(header: RecordHeader) -> bytes:
     """Return the 48 bytes that a record begins with."""
     unsigned = _RECORD_HEADER.pack(
         RECORD_MAGIC,
-        RECORD_BLOCK,
+        header.kind,
         header.codec,
         0,
         header.stored_size,
@@ -74,7 +106,7 @@ def encode_record_header(header: RecordHeader) -> bytes:
     return unsigned + record_checksum(unsigned)
 
 
-def decode_record_header(raw: bytes) -> RecordHeader:
+def decode_record_header(raw: bytes | memoryview) -> RecordHeader:
     """Return the header in the first 48 bytes of *raw*.
 
     Raises:
@@ -82,10 +114,11 @@ def decode_record_header(raw: bytes) -> RecordHeader:
     """
     if len(raw) < RECORD_HEADER_SIZE:
         raise ChecksumMismatchError("record header is cut off")
-    magic, _, codec, _, stored_size, size, block, checksum, own = _RECORD_HEADER.unpack_from(raw)
+    fields = _RECORD_HEADER.unpack_from(raw)
+    magic, kind, codec, _, stored_size, size, block, digest, own = fields
     if magic != RECORD_MAGIC or own != record_checksum(raw[: RECORD_HEADER_SIZE - 8]):
         raise ChecksumMismatchError("record header is damaged")
-    return RecordHeader(BlockId(block), codec, stored_size, size, checksum)
+    return RecordHeader(BlockId(block), codec, stored_size, size, digest, kind)
 
 
 def record_size(stored_size: int) -> int:
@@ -103,22 +136,29 @@ class Segments:
         self._segment_size = segment_size
         self._active: SegmentId | None = None
         self._tail = 0
+        self._is_torn = False
+        """Whether an append that failed left something behind the tail."""
         self._unsynced: set[SegmentId] = set()
         self.sizes: dict[SegmentId, int] = {}
         """Bytes of each segment that records take up, the header included."""
 
-    def recover(self, committed: dict[SegmentId, int], last: SegmentId) -> None:
+    def recover(self, committed: dict[SegmentId, int], last: SegmentId) -> int:
         """Bring the files back to what was *committed*: sizes in bytes by segment.
 
         Cuts off and deletes what no commit named. *last* is the newest segment
         that may be appended to.
 
+        Returns:
+            The bytes that were cut off.
+
         Raises:
             StoreDamagedError: a segment is missing or shorter than was committed.
         """
         known = {segment_name(segment): segment for segment in committed}
+        cut = 0
         for name in self._device.names():
             if name not in known and name.endswith(".seg"):
+                cut += self._device.size(name)
                 self._device.remove(name)
         for segment, size in committed.items():
             name = segment_name(segment)
@@ -126,12 +166,91 @@ class Segments:
             if actual < size:
                 raise StoreDamagedError(f"segment {name} has {actual} of {size} bytes")
             if actual > size:
+                cut += actual - size
                 self._device.truncate(name, size)
         self.sizes = dict(committed)
         self._unsynced.clear()
-        self._active, self._tail = None, 0
+        self._active, self._tail, self._is_torn = None, 0, False
         if last in committed:
             self._active, self._tail = last, committed[last]
+        return cut
+
+    def tails(self, committed: dict[SegmentId, int], fresh: SegmentId) -> list[SegmentId]:
+        """Return the segments that were appended to since a commit, in that order.
+
+        Args:
+            committed: What it named: sizes in bytes by segment.
+            fresh: The id that the next segment would have got then. A file with a smaller one
+                that was not named is what gc had emptied.
+
+        Raises:
+            StoreDamagedError: a segment is missing or shorter than was committed.
+        """
+        self.sizes = dict(committed)
+        found = []
+        for segment, size in sorted(committed.items()):
+            actual = self._device.size(segment_name(segment))
+            if actual < size:
+                text = f"segment {segment_name(segment)} has {actual} of {size} bytes"
+                raise StoreDamagedError(text)
+            if actual > size:
+                found.append(segment)
+        new = []
+        for name in self._device.names():
+            stem, _, suffix = name.partition(".")
+            # A file without a whole header is a segment that could not be begun.
+            is_new = suffix == "seg" and stem.isdecimal() and int(stem) >= fresh
+            if is_new and self._device.size(name) >= SEGMENT_HEADER_SIZE:
+                new.append(SegmentId(int(stem)))
+        if new:
+            self._device.sync_names()
+        return found[-1:] + sorted(new)
+
+    def tail(self, segment: SegmentId) -> Iterator[TailRecord]:
+        """Yield the records of *segment* that were not committed, as far as all are whole.
+
+        Raises:
+            ChecksumMismatchError: what follows the last one is no whole record.
+        """
+        name = segment_name(segment)
+        if segment not in self.sizes:
+            self.check_header(segment)
+        offset = self.sizes.get(segment, SEGMENT_HEADER_SIZE)
+        window, start = _NOTHING, offset
+        while True:
+            place = offset - start
+            need = RECORD_HEADER_SIZE
+            if len(window) - place >= need:
+                raw = window[place : place + RECORD_HEADER_SIZE]
+                fields = _RECORD_HEADER.unpack(raw)
+                magic, kind, codec, _, stored_size, size, number, digest, own = fields
+                if magic != RECORD_MAGIC or own != record_checksum(raw[:-8]):
+                    raise ChecksumMismatchError(f"segment {segment}: no record at {offset}")
+                need = record_size(stored_size)
+                if len(window) - place >= need:
+                    begin = place + RECORD_HEADER_SIZE
+                    stored = window[begin : begin + stored_size]
+                    payload = stored if codec == 0 else decode(codec, bytes(stored), size)
+                    if len(payload) != size or checksum(payload) != digest:
+                        raise ChecksumMismatchError(f"segment {segment}: damage at {offset}")
+                    stop = offset + need
+                    kept = stored if kind == RECORD_JOURNAL else _NOTHING
+                    yield TailRecord(
+                        offset, stop, kind, number, codec, stored_size, size, digest, kept
+                    )
+                    offset = stop
+                    continue
+            window = memoryview(self._device.read(name, offset, max(need, _WINDOW)))
+            start = offset
+            if not window:
+                return
+            if len(window) < need:
+                raise ChecksumMismatchError(f"segment {segment}: cut off at {offset}")
+
+    def extend(self, segment: SegmentId, size: int) -> None:
+        """Count *segment* up to *size* bytes, as if it had just been appended to."""
+        self.sizes[segment] = size
+        self._unsynced.add(segment)
 
     def check_header(self, segment: SegmentId) -> None:
         """Check a segment's own header.
@@ -150,6 +269,16 @@ class Segments:
         if magic != SEGMENT_MAGIC or uuid != self._uuid or number != segment:
             raise StoreDamagedError(f"segment {name} is not of this store")
 
+    def write_record_header(self, segment: SegmentId, offset: int, header: RecordHeader) -> None:
+        """Write the header of the record at *offset* anew; its stored bytes are not touched."""
+        self._device.write(segment_name(segment), offset, encode_record_header(header))
+        self._unsynced.add(segment)
+
+    def write_header(self, segment: SegmentId) -> None:
+        """Write a segment's own header anew; nothing after it is touched."""
+        self._device.write(segment_name(segment), 0, encode_segment_header(self._uuid, segment))
+        self._unsynced.add(segment)
+
     @property
     def needs_new(self) -> bool:
         """Whether the next append must be preceded by `start`."""
@@ -157,11 +286,19 @@ class Segments:
 
     def start(self, segment: SegmentId) -> None:
         """Begin a new segment; appends go to it from now on."""
+        if self._is_torn and self._active is not None:
+            # Nothing but records may be in a segment that others follow.
+            self._device.truncate(segment_name(self._active), self._tail)
         name = segment_name(segment)
         header = encode_segment_header(self._uuid, segment)
         self._device.create(name)
-        self._device.write(name, 0, header)
-        self._active, self._tail = segment, len(header)
+        try:
+            self._device.write(name, 0, header)
+        except KaifsError:
+            with suppress(KaifsError):
+                self._device.remove(name)
+            raise
+        self._active, self._tail, self._is_torn = segment, len(header), False
         self.sizes[segment] = self._tail
         self._unsynced.add(segment)
 
@@ -171,15 +308,31 @@ class Segments:
         Raises:
             NoSpaceError: the disk is full; nothing counts as appended.
         """
-        assert self._active is not None, "start a segment first"
-        raw = encode_record_header(header) + stored
-        size = record_size(header.stored_size)
-        if len(raw) < size:
-            raw += bytes(size - len(raw))
+        return self._append(encode_record_header(header), stored)
+
+    def append_journal(self, sequence: int, record: bytes) -> tuple[SegmentId, int]:
+        """Append a journal record. As `append`."""
+        size = len(record)
+        unsigned = _RECORD_HEADER.pack(
+            RECORD_MAGIC, RECORD_JOURNAL, 0, 0, size, size, sequence, checksum(record), b""
+        )[:-8]
+        return self._append(unsigned + record_checksum(unsigned), record)
+
+    def _append(self, header: bytes, stored: bytes) -> tuple[SegmentId, int]:
         segment, offset = self._active, self._tail
-        self._device.write(segment_name(segment), offset, raw)
+        assert segment is not None, "start a segment first"
+        raw = header + stored
+        raw += bytes(-len(raw) % ALIGNMENT)
+        try:
+            self._device.write(segment_name(segment), offset, raw)
+        except KaifsError:
+            self._is_torn = True
+            with suppress(KaifsError):
+                self._device.truncate(segment_name(segment), offset)
+                self._is_torn = False
+            raise
         self._unsynced.add(segment)
-        self._tail = self.sizes[segment] = offset + size
+        self._tail = self.sizes[segment] = offset + len(raw)
         return segment, offset
 
     def read_stored(self, segment: SegmentId, offset: int, stored_size: int) -> bytes:
@@ -243,7 +396,14 @@ class Segments:
         return self._active
 
     def retire_active(self) -> None:
-        """Append nothing more to the active segment."""
+        """Append nothing more to the active segment.
+
+        Raises:
+            StoreIOError: what an append that failed left there cannot be cut off.
+        """
+        if self._is_torn and self._active is not None:
+            self._device.truncate(segment_name(self._active), self._tail)
+            self._is_torn = False
         self._active = None
 
     def close(self) -> None:

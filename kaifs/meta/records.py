@@ -259,6 +259,8 @@ class CounterRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown
     segment: int
     slot: int
     agent: int
+    journal: int
+    """Number of the first journal record after this commit."""
 
 
 @dataclass(frozen=True, slots=True)

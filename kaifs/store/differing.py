@@ -41,6 +41,16 @@ def differing(
             right.advance()
 
 
+def items(nodes: Nodes, top: NodeId) -> Iterator[tuple[bytes, bytes]]:
+    """Yield every key and value of a tree, in order. It must not change while this runs."""
+    node = nodes.get(top)
+    if isinstance(node, Branch):
+        for child in node.children:
+            yield from items(nodes, child)
+    else:
+        yield from zip(node.keys, node.values, strict=True)
+
+
 def _skip_shared(left: _Cursor, right: _Cursor) -> bool:
     """Move both past the largest subtree that begins at both and is one node."""
     theirs = right.beginning_here()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kaifs.base.errors import ChecksumMismatchError, StoreIOError
 from kaifs.base.types import BlockId, NodeId, SegmentId
-from kaifs.blocks.segments import SEGMENT_HEADER_SIZE, RecordHeader
+from kaifs.blocks.segments import RECORD_BLOCK, SEGMENT_HEADER_SIZE, RecordHeader
 from kaifs.meta import keys
 from kaifs.meta.database import Table
 from kaifs.meta.node import Leaf
@@ -174,6 +174,9 @@ def _empty(
 ) -> Generator[GcStep, None, None]:
     payload = store.payload
     for offset, header in _readable(store, segment, size):
+        if header.kind != RECORD_BLOCK:
+            # A journal record that an epoch has long made obsolete.
+            continue
         record = payload.find_record(header.block)
         here = record is not None and (record.segment, record.offset) == (segment, offset)
         if here and payload.move(header.block):

@@ -30,6 +30,8 @@ class Nodes:
         self._shrink_at = cache_bytes
         self.next_node = next_node
         self._first_of_epoch = next_node
+        self.taking = 1
+        """Number of the commit that takes what changes now."""
         self.visits = 0
         """Nodes asked for since the store was opened; what a test of O(1) counts."""
         self.sweeps = 0
@@ -129,6 +131,7 @@ class Nodes:
             node.dirty = False
         self._dirty.clear()
         self._first_of_epoch = self.next_node
+        self.taking += 1
 
     def abandon(self, next_node: int) -> None:
         """Forget every node; the next one made is *next_node*."""

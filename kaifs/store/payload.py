@@ -14,7 +14,7 @@ from kaifs.base.digest import checksum
 from kaifs.base.errors import ChecksumMismatchError, StoreIOError
 from kaifs.base.types import BlockId, SegmentId
 from kaifs.blocks.compression import Compressor, decode
-from kaifs.blocks.segments import RecordHeader, Segments, record_size
+from kaifs.blocks.segments import RecordHeader, Segments, TailRecord, record_size
 from kaifs.meta.database import Table
 from kaifs.meta.records import BLOCK, BlockRecord
 from kaifs.store.pending import Pending
@@ -108,12 +108,37 @@ class Payload:
         )
         return block
 
-    def _append_record(self, header: RecordHeader, stored: bytes) -> tuple[SegmentId, int]:
+    def _start_if_full(self) -> None:
         if self._segments.needs_new:
             fresh = SegmentId(self._counters.segment)
             self._counters.segment += 1
             self._segments.start(fresh)
             self.live[fresh] = 0
+
+    def append_journal(self, sequence: int, record: bytes) -> None:
+        """Append a journal record to the segment that blocks are appended to.
+
+        Raises:
+            NoSpaceError: the disk is full.
+            StoreIOError: the system refuses.
+        """
+        self._start_if_full()
+        self._segments.append_journal(sequence, record)
+
+    def adopt(self, segment: SegmentId, found: TailRecord) -> None:
+        """Take a block into the index that is in a segment past what was committed."""
+        block = BlockId(found.number)
+        self._counters.block = block + 1
+        record = BlockRecord(
+            segment, found.offset, found.stored_size, found.size, found.codec, found.checksum
+        )
+        self._pending.put(Table.BLOCKS, block_key(block), BLOCK.encode(record))
+        ids = self._pending.get(Table.DIGESTS, found.checksum) or b""
+        self._pending.put(Table.DIGESTS, found.checksum, ids + block_key(block))
+        self.live[segment] += found.stop - found.offset
+
+    def _append_record(self, header: RecordHeader, stored: bytes) -> tuple[SegmentId, int]:
+        self._start_if_full()
         segment, offset = self._segments.append(header, stored)
         self.live[segment] += record_size(header.stored_size)
         return segment, offset

@@ -7,8 +7,11 @@ transaction.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kaifs.meta.database import Table
 from kaifs.meta.index import Index
+from kaifs.store.journal import JOURNALED, RECORD
 
 Batch = dict[Table, dict[bytes, bytes | None]]
 
@@ -20,6 +23,8 @@ class Pending:
         self._database = database
         self._running: Batch = {table: {} for table in Table}
         self._in_flight: Batch | None = None
+        self.log: Callable[..., None] | None = None
+        """Takes in each change of a table that is journaled; None: there is no journal."""
 
     @property
     def is_empty(self) -> bool:
@@ -38,10 +43,14 @@ class Pending:
     def put(self, table: Table, key: bytes, record: bytes) -> None:
         """Set the record at *key*."""
         self._running[table][key] = record
+        if self.log is not None and table in JOURNALED:
+            self.log(RECORD, table.value, key, record)
 
     def delete(self, table: Table, key: bytes) -> None:
         """Delete the record at *key*, if there is one."""
         self._running[table][key] = None
+        if self.log is not None and table in JOURNALED:
+            self.log(RECORD, table.value, key, None)
 
     def keys(self, table: Table, prefix: bytes = b"") -> list[bytes]:
         """Return all keys that begin with *prefix*, in order."""

@@ -70,6 +70,8 @@ from kaifs.store.changes import (
     VersionRemoved,
     VersionSigned,
 )
+from kaifs.store.differing import differing, items
+from kaifs.store.journal import CLONED, MADE, UNFINISHED, Journal
 from kaifs.store.nodes import Nodes
 from kaifs.store.payload import Payload
 from kaifs.store.pending import Pending
@@ -130,8 +132,11 @@ class Registry:
     next_slot: int
     next_agent: int
     next_generation: int
+    journal: Journal | None
 
     def __init__(self) -> None:
+        self.saved = 0
+        """Number of the last commit that is on disk, counted from when the store was opened."""
         self._roots: dict[RootId, Root] = {}
         self._agent_names: dict[int, str] = {}
         self._least_generation = Generation(0)
@@ -619,6 +624,8 @@ class Registry:
             if root.is_writable and root.generation < self._least_generation:
                 root.generation = self.new_generation()
                 root.dirty = True
+            if self.journal is not None and root.state is not RootState.BUILDING:
+                self.journal.follow(root)
             self._roots[root_id] = root
         return root
 
@@ -630,9 +637,12 @@ class Registry:
     def new_root(self, lineage: RootId | None = None) -> Root:
         """Return a new root with an empty B+tree, of nobody and still being built."""
         root_id = self._next_root_id()
+        return self._add_root(Root(self._empty_root(root_id, lineage)))
+
+    def _empty_root(self, root_id: RootId, lineage: RootId | None) -> RootRecord:
         generation = self.new_generation()
         leaf = self.nodes.new_leaf(generation, [], [])
-        record = RootRecord(
+        return RootRecord(
             root_id,
             leaf.node_id,
             generation,
@@ -649,14 +659,19 @@ class Registry:
             Ino(1),
             BlockId(self.payload.next_block),
         )
-        return self._add_root(Root(record))
 
     def clone_root(self, source: Root) -> Root:
         """Return a new root that shares every node with *source*, of nobody and still built.
 
         O(1): no node is read or written. What either changes later, it copies.
         """
-        root_id = self._next_root_id()
+        clone = self._clone_as(self._next_root_id(), source)
+        if self.journal is not None and self._is_known(source):
+            self.journal.add(CLONED, clone.root_id, source.root_id)
+            clone.base, clone.base_in = source.top, self.nodes.taking
+        return clone
+
+    def _clone_as(self, root_id: RootId, source: Root) -> Root:
         record = replace(
             source.record(),
             root_id=root_id,
@@ -681,6 +696,15 @@ class Registry:
 
     def adopt_nodes(self, root: Root, other: Root) -> None:
         """Let *root* show the tree of *other*, which has the same content, and share its nodes."""
+        if self.journal is not None:
+            if self._is_known(other):
+                self.journal.add(CLONED, root.root_id, other.root_id)
+                root.base, root.base_in = other.top, self.nodes.taking
+            elif root.log is not None:
+                for key, _, value in differing(self.nodes, root.top, other.top):
+                    root.log.put(key, value)
+            self.journal.touch(root)
+        root.changed_in = self.nodes.taking
         root.top = other.top
         root.inodes, root.size = other.inodes, other.size
         self.freeze_root(root)
@@ -690,26 +714,60 @@ class Registry:
         """Say which directory of the mount shows *root*."""
         root.kind, root.agent_id, root.name, root.slot = kind, agent_id, name, slot
         root.dirty = True
+        if self.journal is not None:
+            self.journal.touch(root)
 
     def set_root_state(self, root: Root, state: RootState) -> None:
         """Set what may happen to the tree of *root*."""
         was_writable, was_passing = root.is_writable, root.is_passing
         root.state = state
         root.dirty = True
+        if self.journal is not None:
+            if root.log is None and state is not RootState.BUILDING:
+                self._publish(root)
+            self.journal.touch(root)
         if not was_writable:
             # Clones made while it could not change share its nodes.
             self.freeze_root(root)
-        if root.is_passing:
-            self.pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
-        elif was_passing:
-            self.pending.delete(Table.UNFINISHED, root_key(root.root_id))
+        if root.is_passing or was_passing:
+            self._list_unfinished(root.root_id, root.is_passing)
+
+    def _is_known(self, root: Root) -> bool:
+        """Return whether the journal, on top of the last epoch, leads to the tree of *root*."""
+        return root.log is not None or root.changed_in <= self.saved
+
+    def _publish(self, root: Root) -> None:
+        """Put the tree of a root that was being built into the journal, if no epoch has it."""
+        assert self.journal is not None
+        is_known = self._is_known(root)
+        self.journal.follow(root)
+        if is_known:
+            return
+        assert root.log is not None
+        if root.base != NO_NODE and root.base_in == self.nodes.taking:
+            for key, _, value in differing(self.nodes, root.base, root.top):
+                root.log.put(key, value)
+        else:
+            # Replay may begin with any state that the root had in between.
+            self.journal.add(MADE, root.root_id)
+            for key, value in items(self.nodes, root.top):
+                root.log.put(key, value)
+
+    def _list_unfinished(self, root_id: RootId, is_listed: bool) -> None:
+        if is_listed:
+            self.pending.put(Table.UNFINISHED, root_key(root_id), b"")
+        else:
+            self.pending.delete(Table.UNFINISHED, root_key(root_id))
+        root = self._roots.get(root_id)
+        if self.journal is not None and (root is None or root.log is not None):
+            self.journal.add(UNFINISHED, root_id, is_listed)
 
     def note_unfinished(self, root: Root) -> None:
         """Remember that *root* must be looked after when the store is opened again.
 
         It has inodes without a name, or is a head whose backup is due.
         """
-        self.pending.put(Table.UNFINISHED, root_key(root.root_id), b"")
+        self._list_unfinished(root.root_id, is_listed=True)
 
     def unfinished_roots(self) -> list[RootId]:
         """Return the roots that somebody must look after when the store is opened."""
@@ -717,16 +775,42 @@ class Registry:
 
     def finish_root(self, root_id: RootId) -> None:
         """Note that nobody needs to look after the root any more."""
-        self.pending.delete(Table.UNFINISHED, root_key(root_id))
+        self._list_unfinished(root_id, is_listed=False)
 
     def drop_root(self, root_id: RootId) -> None:
         """Delete a root. What only it reached is freed by gc."""
-        self._roots.pop(root_id, None)
+        root = self._roots.pop(root_id, None)
         key = root_key(root_id)
         self.pending.delete(Table.ROOTS, key)
         self.pending.delete(Table.UNFINISHED, key)
         if self.find_verified(root_id) is not None:
             self.forget_verified(root_id)
+        if self.journal is not None:
+            self.journal.drop(root_id, was_built=root is not None and root.log is None)
+            if root is not None:
+                root.log = None
+
+    # For replay: roots as the journal names them.
+
+    def remake_root(self, root_id: RootId) -> None:
+        """Let the root have an empty tree, and be built; it is made if need be."""
+        self._roots.pop(root_id, None)
+        self._add_root(Root(self._empty_root(root_id, None)))
+
+    def reclone_root(self, root_id: RootId, source: Root) -> None:
+        """Let the root have the tree of *source*; if there is none, it is made, to be built."""
+        if self.has_root(root_id):
+            self.adopt_nodes(self.root(root_id), source)
+        else:
+            self._clone_as(root_id, source)
+
+    def reset_root(self, record: RootRecord) -> None:
+        """Set the fields of a root; its tree stays what it is."""
+        root = self.root(record.root_id)
+        was_writable = root.is_writable
+        root.set(replace(record, top=root.top, generation=root.generation))
+        if not was_writable:
+            self.freeze_root(root)
 
     def _retire(self, root_id: RootId) -> None:
         root = self._find_root(root_id)
@@ -762,5 +846,6 @@ class Registry:
     def _add_root(self, root: Root) -> Root:
         assert root.top != NO_NODE
         self._roots[root.root_id] = root
+        root.changed_in = self.nodes.taking
         self.set_root_state(root, RootState.BUILDING)
         return root

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from kaifs.base.types import BlockId, Generation, Ino, NodeId, RootId, Slot
+from typing import TYPE_CHECKING
+
+from kaifs.base.types import NO_NODE, BlockId, Generation, Ino, NodeId, RootId, Slot
 from kaifs.meta.records import RootKind, RootRecord, RootState
+
+if TYPE_CHECKING:
+    from kaifs.store.journal import RootLog
 
 
 class Root:
@@ -11,6 +16,9 @@ class Root:
 
     __slots__ = (
         "agent_id",
+        "base",
+        "base_in",
+        "changed_in",
         "changes",
         "dirty",
         "first_block",
@@ -19,6 +27,7 @@ class Root:
         "inodes",
         "kind",
         "lineage",
+        "log",
         "name",
         "next_ino",
         "own",
@@ -30,6 +39,22 @@ class Root:
     )
 
     def __init__(self, record: RootRecord) -> None:
+        self.set(record)
+        self.dirty = False
+        """Differs from the record that was last handed to a commit."""
+        self.changes = 0
+        """Counts the changes of the tree since the root was loaded."""
+        self.changed_in = 0
+        """Number of the commit that takes, or took, the last change of the tree."""
+        self.log: RootLog | None = None
+        """Takes in each change of the tree for the journal; None: it is not journaled."""
+        self.base: NodeId = NO_NODE
+        """Of a root that is being built: the top of the tree that the journal knows it with."""
+        self.base_in = 0
+        """The commit before which that was so."""
+
+    def set(self, record: RootRecord) -> None:
+        """Take over all fields of *record*."""
         self.root_id: RootId = record.root_id
         self.top: NodeId = record.top
         self.generation: Generation = record.generation
@@ -45,10 +70,7 @@ class Root:
         self.own: int = record.own
         self.first_ino: Ino = record.first_ino
         self.first_block: BlockId = record.first_block
-        self.dirty = False
-        """Differs from the record that was last handed to a commit."""
-        self.changes = 0
-        """Counts the changes of the tree since the root was loaded."""
+        self.dirty = True
 
     @property
     def is_writable(self) -> bool:

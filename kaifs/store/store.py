@@ -1,8 +1,9 @@
 """A store: everything under one folder, changed in epochs.
 
 What is changed is in memory until a commit: first the segments are synced,
-then one LMDB transaction names what is new. Whatever happens, the next open
-finds the state of the last commit.
+then one LMDB transaction names what is new. With a journal, whatever was flushed
+to it since is in the segments, too. Whatever happens, the next open finds the
+state of the last commit, and of the last record in the journal.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import secrets
 import shutil
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,11 +33,20 @@ from kaifs.blocks.segments import Segments
 from kaifs.linux.files import FileLock, LockHeld, fsync_directory
 from kaifs.meta.database import MAP_SIZE, Table
 from kaifs.meta.index import Index
-from kaifs.meta.records import COUNTERS, ROOT, SEGMENT, CounterRecord, SegmentRecord
+from kaifs.meta.records import (
+    COUNTERS,
+    ROOT,
+    SEGMENT,
+    CounterRecord,
+    RootState,
+    SegmentRecord,
+)
+from kaifs.store.journal import Journal
 from kaifs.store.nodes import Nodes
 from kaifs.store.payload import Payload
 from kaifs.store.pending import Batch, Pending
 from kaifs.store.registry import Registry, root_key
+from kaifs.store.replay import Recovery, Replay, after_cut
 from kaifs.store.superblock import Superblock, read_superblock
 
 LOCK_NAME: Final = "lock"
@@ -62,6 +72,9 @@ class StoreOptions:
     """Bytes of verified payload kept in memory."""
     map_size: int = MAP_SIZE
     segment_size: int = SEGMENT_SIZE
+    journal: bool = False
+    """Keep a journal. For a process that acknowledges changes one by one; one that does a single
+    thing and commits it, or nothing of it, needs none."""
 
 
 @dataclass(slots=True)
@@ -81,6 +94,8 @@ class Commit:
     batch: Batch
     doomed: tuple[SegmentId, ...]
     """Segments to delete once the batch is on disk."""
+    number: int
+    """Counts commits since the store was opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +138,9 @@ class Store(Registry):
         self.pending = Pending(self.database)
         self.segments = segments
         self._doomed: list[SegmentId] = []
+        self.journal = None
+        self.recovery = Recovery()
+        """What was found past the last epoch when the store was opened."""
         counters = self._load_counters()
         self._ids = _Ids(counters.block, counters.segment)
         self.nodes = Nodes(self.pending, counters.node, options.node_cache)
@@ -134,7 +152,9 @@ class Store(Registry):
             {},
             options.block_cache,
         )
-        self._recover_segments()
+        self._recover()
+        if options.journal:
+            self._start_journal()
 
     # --- opening and closing -----------------------------------------------------------
 
@@ -265,9 +285,41 @@ class Store(Registry):
         self.next_root = counters.root
         self.next_slot = counters.slot
         self.next_agent = counters.agent
+        self.sequence = counters.journal
         return counters
 
-    def _recover_segments(self) -> None:
+    def _recover(self) -> None:
+        """Replay what was acknowledged after the last epoch, and cut off the rest."""
+        committed = self._committed_segments()
+        tails = self.segments.tails(committed, SegmentId(self._ids.segment))
+        if tails:
+            replay = Replay(self, self.sequence)
+            replay.run(tails)
+            self.recovery = replay.found
+            if self.recovery.records or self.recovery.reason:
+                self.sequence = after_cut(replay.sequence)
+            if self.recovery.records:
+                # Before anything is cut off: a process that dies here replays again.
+                self.commit()
+        self.recovery.cut = self._cut_segments(self.segments.sizes)
+        if self.recovery.reason and not self.recovery.records:
+            # Also on a full disk the store opens; then the next commit makes the number durable.
+            with suppress(NoSpaceError):
+                self.commit()
+
+    def reach_segment(self, segment: SegmentId, stop: int) -> None:
+        """For replay: let *segment* count up to *stop*."""
+        self.segments.extend(segment, stop)
+        self.payload.live.setdefault(segment, 0)
+        self._ids.segment = max(self._ids.segment, segment + 1)
+
+    def reach_counters(self, root: int, slot: int, agent: int) -> None:
+        """For replay: go on with these ids."""
+        self.next_root = max(self.next_root, root)
+        self.next_slot = max(self.next_slot, slot)
+        self.next_agent = max(self.next_agent, agent)
+
+    def _committed_segments(self) -> dict[SegmentId, int]:
         committed: dict[SegmentId, int] = {}
         self.payload.live.clear()
         for key in self.pending.keys(Table.SEGMENTS):
@@ -277,7 +329,39 @@ class Store(Registry):
             record = SEGMENT.decode(value)
             committed[segment] = record.size
             self.payload.live[segment] = record.live
-        self.segments.recover(committed, SegmentId(max(committed, default=0)))
+        return committed
+
+    def _cut_segments(self, committed: dict[SegmentId, int]) -> int:
+        return self.segments.recover(committed, SegmentId(max(committed, default=0)))
+
+    # --- journal -----------------------------------------------------------------------
+
+    def _start_journal(self) -> None:
+        self.journal = Journal(self._append_journal, self._journal_head)
+        self.pending.log = self.journal.add
+        for root in self._roots.values():
+            if root.state is not RootState.BUILDING:
+                self.journal.follow(root)
+
+    def flush_journal(self) -> None:
+        """Let what has changed survive the death of the process, as one. Without a journal: nothing.
+
+        To be called before a change is acknowledged to whoever asked for it.
+
+        Raises:
+            NoSpaceError: the disk is full. What changed is seen, and goes with the next record
+                or epoch, whole; it must not be acknowledged.
+            StoreIOError: the system refuses; likewise.
+        """
+        if self.journal is not None:
+            self.journal.flush()
+
+    def _append_journal(self, record: bytes) -> None:
+        self.payload.append_journal(self.sequence, record)
+        self.sequence += 1
+
+    def _journal_head(self) -> tuple[int, ...]:
+        return self.epoch, self._ids.block, self.next_root, self.next_slot, self.next_agent
 
     # --- epochs ------------------------------------------------------------------------
 
@@ -296,6 +380,14 @@ class Store(Registry):
         No await between this and the last change that belongs to the epoch: what
         was half done by an interrupted function would be in it.
         """
+        if self.journal is not None:
+            # What lies before the sizes below is replayed without this epoch, and what lies
+            # behind them on top of it.
+            try:
+                self.flush_journal()
+            except KaifsError as error:
+                self.journal.hold(error)
+        number = self.nodes.taking
         self.nodes.encode_dirty()
         for root in self._roots.values():
             if root.dirty:
@@ -316,7 +408,7 @@ class Store(Registry):
             self.pending.delete(Table.SEGMENTS, segment.to_bytes(8, "big"))
         counters = self._counters(self.epoch + 1)
         self.pending.put(Table.META, _COUNTERS_KEY, COUNTERS.encode(counters))
-        return Commit(segments - set(doomed), sizes, self.pending.take(), doomed)
+        return Commit(segments - set(doomed), sizes, self.pending.take(), doomed, number)
 
     def write_commit(self, commit: Commit) -> None:
         """Put an epoch on disk. Blocks for the disk; any thread may call it.
@@ -334,6 +426,9 @@ class Store(Registry):
         """Note that an epoch is on disk."""
         self.pending.written()
         self.epoch += 1
+        self.saved = commit.number
+        if self.journal is not None:
+            self.journal.release(is_durable=True)
         self.segments.forget_unsynced(commit.segments, commit.sizes)
         for segment in commit.doomed:
             self.payload.live.pop(segment, None)
@@ -343,6 +438,8 @@ class Store(Registry):
         """Note that an epoch did not get on disk: it is part of the next one."""
         self.pending.failed()
         self._doomed.extend(commit.doomed)
+        if self.journal is not None:
+            self.journal.release(is_durable=False)
 
     def commit(self) -> None:
         """Make everything that changed durable. Blocks for the disk.
@@ -360,7 +457,8 @@ class Store(Registry):
         self.finish_commit(commit)
 
     def abandon(self) -> None:
-        """Forget everything since the last commit."""
+        """Forget everything since the last commit. Not with a journal, which has promised it."""
+        assert self.journal is None, "what is in a journal is not forgotten"
         self.pending.abandon()
         self._roots.clear()
         self._agent_names.clear()
@@ -369,7 +467,7 @@ class Store(Registry):
         self._ids.block, self._ids.segment = counters.block, counters.segment
         self.nodes.abandon(counters.node)
         self.payload.abandon()
-        self._recover_segments()
+        self._cut_segments(self._committed_segments())
 
     def _counters(self, epoch: int) -> CounterRecord:
         return CounterRecord(
@@ -382,7 +480,24 @@ class Store(Registry):
             self._ids.segment,
             self.next_slot,
             self.next_agent,
+            self.sequence,
         )
+
+    def raise_counters(self, **least: int) -> list[str]:
+        """Raise each counter to at least what is given by name. Return those that were behind."""
+        places: dict[str, tuple[object, str]] = {
+            "agent": (self, "next_agent"),
+            "root": (self, "next_root"),
+            "generation": (self, "next_generation"),
+            "slot": (self, "next_slot"),
+            "node": (self.nodes, "next_node"),
+            "block": (self._ids, "block"),
+            "segment": (self._ids, "segment"),
+        }
+        behind = [name for name, value in least.items() if getattr(*places[name]) < value]
+        for name in behind:
+            setattr(*places[name], least[name])
+        return behind
 
     # --- what it takes -----------------------------------------------------------------
 
@@ -420,7 +535,7 @@ def _write_new_store(path: Path, clock: Clock, options: StoreOptions) -> None:
     for folder in _FOLDERS:
         (path / folder).mkdir(mode=0o700)
     superblock = Superblock(secrets.token_bytes(16), clock.now_ns())
-    counters = CounterRecord(superblock.uuid, 0, 1, 1, 1, 1, 1, 1, 1)
+    counters = CounterRecord(superblock.uuid, 0, 1, 1, 1, 1, 1, 1, 1, 1)
     database = Index(path / INDEX_FOLDER, map_size=options.map_size, create=True)
     try:
         database.write({Table.META: {_COUNTERS_KEY: COUNTERS.encode(counters)}})

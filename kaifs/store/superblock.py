@@ -12,7 +12,7 @@ from kaifs.base.errors import FormatError, StoreDamagedError, StoreIOError, Stor
 from kaifs.linux.files import read_file, write_durably
 
 SUPERBLOCK_MAGIC: Final = b"KAIFSSUP"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 BYTE_ORDER_MARK: Final = 0x01020304
 SUPERBLOCK_SIZE: Final = 128
 SUPERBLOCK_NAME: Final = "superblock"

@@ -121,6 +121,8 @@ class BTree:
             keys.insert(index, key)
             leaf.values.insert(index, value)
             leaf.weight += len(key) + len(value)
+        if self._root.log is not None:
+            self._root.log.put(key, value)
         if len(keys) > MAX_KEYS or leaf.weight > MAX_BYTES:
             self._split(leaf, path, at_end=index == len(keys) - 1)
 
@@ -133,6 +135,8 @@ class BTree:
         leaf.weight -= len(key) + len(leaf.values[index])
         del leaf.keys[index]
         del leaf.values[index]
+        if self._root.log is not None:
+            self._root.log.put(key, None)
         if len(leaf.keys) < MIN_KEYS:
             self._shrink(leaf, path)
         return True
@@ -140,6 +144,7 @@ class BTree:
     def _writable_leaf(self, key: bytes) -> tuple[Leaf, _Path]:
         nodes, root = self._nodes, self._root
         root.dirty = True
+        root.changed_in = nodes.taking
         node = self._writable(root.top)
         root.top = node.node_id
         path: _Path = []

@@ -39,7 +39,7 @@ class StoreReader:
         raw = (store / "superblock").read_bytes()
         fields = struct.unpack("<8sII16sQQQq56x8s", raw)
         magic, version, order, self.uuid, _, _, incompat, _, own = fields
-        assert (magic, version, order, incompat) == (b"KAIFSSUP", 1, 0x01020304, 0)
+        assert (magic, version, order, incompat) == (b"KAIFSSUP", 2, 0x01020304, 0)
         assert own == xxhash.xxh3_64_digest(raw[:-8])
         self.segments = store / "segments"
         self.env = lmdb.Environment(

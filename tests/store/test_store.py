@@ -146,7 +146,7 @@ def without_counters(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "text"),
     [
-        (lambda path: flip(path / SUPERBLOCK_NAME, b"\x01\0\0\0"), FormatError, "version 0"),
+        (lambda path: flip(path / SUPERBLOCK_NAME, b"\x02\0\0\0"), FormatError, "version 3"),
         (unknown_feature, FormatError, "0x4"),
         (lambda path: flip(path / SUPERBLOCK_NAME, b"KAIFS"), StoreDamagedError, "superblock"),
         (other_uuid, StoreDamagedError, "another store"),

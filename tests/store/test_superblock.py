@@ -46,8 +46,8 @@ def test_features_that_may_be_ignored_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "error", "text"),
     [
-        (with_bytes(8, (FORMAT_VERSION + 1).to_bytes(4, "little")), FormatError, "version 2"),
-        (with_bytes(8, b"\x02", sign=False), FormatError, "version 2"),
+        (with_bytes(8, (FORMAT_VERSION + 1).to_bytes(4, "little")), FormatError, "version 3"),
+        (with_bytes(8, b"\x03", sign=False), FormatError, "version 3"),
         (with_bytes(12, b"\x01\x02\x03\x04"), FormatError, "format"),
         (Superblock(PLAIN.uuid, 1, incompat=1 << 63).encode(), FormatError, "incompatible"),
         (Superblock(PLAIN.uuid, 1, ro_compat=1).encode(), FormatError, "cannot write"),

@@ -1,0 +1,236 @@
+"""Replay: from the last epoch to the last thing that was acknowledged.
+
+What lies in the segments past the last epoch is read once, in the order in which
+it was appended. Blocks go into the index; journal records are gathered, the last
+value of each key, and applied in bulk. Then one epoch is committed, and only after
+that is cut off what is no whole record or comes after one. A process that dies at
+any point of this leaves what it found, and the next one begins again.
+
+A block or a record whose checksum is wrong ends the replay, as does a sequence
+number or a block id that is missing: what comes after it may rest on what is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+from kaifs.base.errors import ChecksumMismatchError, FormatError, StoreDamagedError
+from kaifs.base.types import Ino, RootId, SegmentId
+from kaifs.blocks.segments import RECORD_BLOCK, RECORD_JOURNAL, TailRecord
+from kaifs.meta.database import Table
+from kaifs.store import bulk
+from kaifs.store.journal import (
+    JOURNALED,
+    SEQUENCE_STEP,
+    Cloned,
+    Dropped,
+    JournalRecord,
+    Made,
+    Puts,
+    Recorded,
+    RootSet,
+    Unfinished,
+    decode_journal,
+)
+from kaifs.store.registry import root_key
+
+if TYPE_CHECKING:
+    from kaifs.store.roots import Root
+    from kaifs.store.store import Store
+
+GATHERED_MAX: Final = 250_000
+"""Keys gathered before they are applied: what bounds the memory of a replay."""
+NODES_MAX: Final = 50_000
+"""Changed nodes in memory before an epoch is committed in the middle of a replay."""
+BLOCKS_MAX: Final = 250_000
+"""Blocks taken into the index before an epoch is committed, likewise."""
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What was found past the last epoch when a store was opened."""
+
+    records: int = 0
+    """Journal records that were replayed."""
+    blocks: int = 0
+    """Blocks that were taken into the index."""
+    cut: int = 0
+    """Bytes that were cut off."""
+    reason: str = ""
+    """Why what was cut off did not count; empty if it was not asked for."""
+
+
+class Replay:
+    """One replay, on a store that is being opened."""
+
+    def __init__(self, store: Store, sequence: int) -> None:
+        """Expect *sequence* as the number of the first record."""
+        self._store = store
+        self.sequence = sequence
+        self.found = Recovery()
+        self._last: JournalRecord | None = None
+        self._puts: dict[int, tuple[Root, dict[bytes | None, bytes | None]]] = {}
+        """Changes of trees that are not applied yet, by root id."""
+        self._gathered = 0
+        self._new: list[tuple[SegmentId, TailRecord]] = []
+        """Blocks since the last journal record. Nothing that was acknowledged names them yet."""
+        self._next_block = store.payload.next_block
+        """The block that a journal record must not lack."""
+        self._adopted: list[tuple[SegmentId, TailRecord]] = []
+        """Blocks before the last journal record."""
+        self._stops: dict[SegmentId, int] = {}
+        """Where the last journal record ends, and the segments before its own."""
+        self._passed: dict[SegmentId, int] = {}
+        """Where segments end that were read since."""
+        self._indexed = 0
+        """Blocks taken into the index since the last commit."""
+        self._damage: StoreDamagedError | None = None
+
+    def run(self, tails: list[SegmentId]) -> None:
+        """Replay what is in *tails*. In the end `segments.sizes` says how much of them counts.
+
+        Raises:
+            StoreDamagedError: what the records change is not as they say. Nothing is cut off then.
+            StoreIOError: the disk cannot be read; likewise.
+        """
+        try:
+            for segment in tails:
+                self._segment(segment)
+        except (ChecksumMismatchError, FormatError, StoreDamagedError) as error:
+            if self._damage is not None:
+                raise
+            self.found.reason = error.subject
+        self._settle()
+
+    def _segment(self, segment: SegmentId) -> None:
+        new = self._new
+        stop = 0
+        for found in self._store.segments.tail(segment):
+            if found.kind == RECORD_BLOCK:
+                new.append((segment, found))
+            elif found.kind == RECORD_JOURNAL:
+                record = self._verified(segment, found)
+                self._stops[segment] = found.stop
+                self._apply(record)
+            stop = found.stop
+        if stop:
+            # Counts if a journal record follows in another segment.
+            self._passed[segment] = stop
+
+    def _verified(self, segment: SegmentId, found: TailRecord) -> JournalRecord:
+        """Return the journal record that *found* is, having checked what it rests on.
+
+        Raises:
+            StoreDamagedError: it is not the next one, or something is missing before it.
+        """
+        if found.number != self.sequence:
+            text = f"segment {segment}: journal record {found.number}, not {self.sequence}"
+            raise StoreDamagedError(text)
+        record = decode_journal(found.stored)
+        if record.epoch > self._store.epoch:
+            raise StoreDamagedError(f"segment {segment}: journal of epoch {record.epoch}")
+        fresh = self._next_block
+        for _, block in self._new:
+            # Smaller ones are copies that gc made; the originals are in the index.
+            fresh += block.number == fresh
+        if fresh != record.block:
+            raise StoreDamagedError(f"segment {segment}: block {fresh} is missing")
+        return record
+
+    def _apply(self, record: JournalRecord) -> None:
+        """Take a record's changes in, with the blocks before it."""
+        if self._new:
+            self._adopted += [found for found in self._new if found[1].number >= self._next_block]
+            self._next_block = record.block
+            self._new.clear()
+        if self._passed:
+            self._stops |= self._passed
+            self._passed.clear()
+        try:
+            for step in record.steps:
+                if type(step) is Puts:
+                    entry = self._puts.get(step.root)
+                    if entry is None:
+                        entry = self._puts[step.root] = (self._store.root(RootId(step.root)), {})
+                    root, changes = entry
+                    pairs = iter(step.pairs)
+                    changes.update(zip(pairs, pairs, strict=True))
+                    root.next_ino, root.inodes = Ino(step.next_ino), step.inodes
+                    root.size, root.own = step.size, step.own
+                    self._gathered += len(step.pairs)
+                else:
+                    self._apply_rare(step)
+        except StoreDamagedError as error:
+            self._damage = error
+            raise
+        self.sequence += 1
+        self.found.records += 1
+        self._last = record
+        if self._gathered > GATHERED_MAX or len(self._adopted) > BLOCKS_MAX:
+            self._settle()
+            if self._store.nodes.dirty_count > NODES_MAX or self._indexed > BLOCKS_MAX:
+                self._indexed = 0
+                self._store.commit()
+
+    def _settle(self) -> None:
+        """Let the store be what the records so far have made it."""
+        store = self._store
+        for segment, stop in self._stops.items():
+            store.reach_segment(segment, stop)
+        self._stops.clear()
+        for segment, block in self._adopted:
+            store.payload.adopt(segment, block)
+        self.found.blocks += len(self._adopted)
+        self._indexed += len(self._adopted)
+        self._adopted.clear()
+        try:
+            for root_id in list(self._puts):
+                self._apply_to(root_id)
+        except StoreDamagedError as error:
+            self._damage = error
+            raise
+        self._gathered = 0
+        if self._last is not None:
+            store.reach_counters(self._last.root, self._last.slot, self._last.agent)
+        store.sequence = self.sequence
+
+    def _apply_rare(self, step: object) -> None:
+        store = self._store
+        match step:
+            case Made(root):
+                self._puts.pop(root, None)
+                store.remake_root(RootId(root))
+            case Cloned(root, source):
+                self._apply_to(source)
+                self._puts.pop(root, None)
+                store.reclone_root(RootId(root), store.root(RootId(source)))
+            case Dropped(root):
+                self._puts.pop(root, None)
+                store.drop_root(RootId(root))
+            case Recorded(table, key, value):
+                if table not in JOURNALED:
+                    raise StoreDamagedError(f"a journal record of table {table!r}")
+                if value is None:
+                    store.pending.delete(Table(table), key)
+                else:
+                    store.pending.put(Table(table), key, value)
+            case Unfinished(root, is_listed):
+                if is_listed:
+                    store.pending.put(Table.UNFINISHED, root_key(RootId(root)), b"")
+                else:
+                    store.pending.delete(Table.UNFINISHED, root_key(RootId(root)))
+            case RootSet(record):
+                store.reset_root(record)
+
+    def _apply_to(self, root_id: int) -> None:
+        entry = self._puts.pop(root_id, None)
+        if entry is not None:
+            root, changes = entry
+            bulk.apply(self._store.nodes, root, cast("dict[bytes, bytes | None]", changes))
+            root.dirty = True
+
+
+def after_cut(sequence: int) -> int:
+    """Return the sequence number to go on with after a tail was cut off."""
+    return (sequence // SEQUENCE_STEP + 1) * SEQUENCE_STEP
