@@ -105,7 +105,9 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
             with dropped_on_error(context, sealed):
                 description = _describe(params.description, snapshot)
                 evidence = require_passed(context, snapshot)
-                draft = draft_version(context, label, sealed, description, parent, evidence)
+                draft = yield from draft_version(
+                    context, label, sealed, description, parent, evidence
+                )
                 signature = yield from sign_draft(
                     context, agent, draft, caller_signs=params.caller_signs
                 )

@@ -72,7 +72,9 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         sealed = yield from seal_tree(context, tree, version_tree(context, newest))
         with dropped_on_error(context, sealed):
             parent = None if agent is None else _parent(context, agent, params.label)
-            draft = draft_version(context, params.label, sealed, params.description, parent)
+            draft = yield from draft_version(
+                context, params.label, sealed, params.description, parent
+            )
             signature = yield from sign_draft(
                 context, agent, draft, caller_signs=params.caller_signs
             )

@@ -42,7 +42,6 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         source = context.forest.tree(target.root)
         sealed = yield from seal_tree(context, source, version_tree(context, base))
         text = context.manifests.render(sealed.tree)
-        context.manifests.forget(sealed.tree.root.root_id)
         context.forest.drop(sealed.tree.root.root_id)
     for start in range(0, len(text), CHUNK_SIZE):
         yield Output(text[start : start + CHUNK_SIZE])

@@ -3,12 +3,9 @@
 Canonical means RFC 8785. These bytes are stored, hashed into the child's record
 and signed; the file list is not in them, `show --json` renders it.
 
-`configChecksum` is the SHA-256 of the manifest's lines of regular files that
-are configuration by their name (`*.toml *.yaml *.yml *.json *.ini *.cfg
-*.conf`, at any depth), each behind its folder's path (`./etc/app.toml type=…`);
-`agentStateChecksum` of those below a top-level `state` or `memory` folder. No
-such file: the SHA-256 of nothing. `dependencies` is
-empty: nothing is read from the agent's files yet.
+`configChecksum` and `agentStateChecksum` are SHA-256 over the manifest's lines of
+the files that the agent's manifest names as configuration and as state, each
+behind its folder's path (`./etc/app.toml type=…`). No such file: the SHA-256 of nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +21,6 @@ from kaifs.service.evidence import Evidence
 
 SnapshotType = Literal["auto", "manual", "rollback", "release"]
 
-CONFIG_SUFFIXES: Final = (b".toml", b".yaml", b".yml", b".json", b".ini", b".cfg", b".conf")
-STATE_FOLDERS: Final = (b"state", b"memory")
 DEFAULT_AUTHOR: Final = "system"
 """Source: specification, createVersion."""
 _TEXT_MAX: Final = 65536
@@ -126,22 +121,3 @@ def decode_record(record: bytes) -> AgentVersion:
 def record_hash(record: bytes) -> str:
     """Return the SHA-256 of a record's bytes, lower-case hex."""
     return sha256(record).hexdigest()
-
-
-def state_checksums(manifest: bytes) -> tuple[str, str]:
-    """Return `agentStateChecksum` and `configChecksum` of the tree with *manifest*."""
-    state, config = sha256(), sha256()
-    folders: list[bytes] = []
-    for line in manifest.splitlines(keepends=True):
-        name, _, attributes = line.partition(b" ")
-        if name == b"..\n":
-            folders.pop()
-        elif attributes.startswith(b"type=dir"):
-            folders.append(name)
-        elif attributes.startswith(b"type=file"):
-            located = b"/".join([*folders, line])
-            if folders[1:2] and folders[1] in STATE_FOLDERS:
-                state.update(located)
-            if name.endswith(CONFIG_SUFFIXES):
-                config.update(located)
-    return state.hexdigest(), config.hexdigest()

@@ -69,7 +69,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     source = context.forest.tree(target.root)
     sealed = yield from seal_tree(context, source, version_tree(context, _base(context, target)))
     with dropped_on_error(context, sealed):
-        draft = draft_version(context, label, sealed, params.description, parent)
+        draft = yield from draft_version(context, label, sealed, params.description, parent)
         signature = yield from sign_draft(context, agent, draft, caller_signs=params.caller_signs)
         # No step from here to where current has moved on.
         agent = store.get_agent(agent.name)

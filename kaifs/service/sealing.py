@@ -18,13 +18,13 @@ from kaifs.base.label import Bump, parse_label
 from kaifs.meta.records import AgentRecord, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.evidence import Evidence
+from kaifs.service.facts import read_facts
 from kaifs.service.record import (
     AgentVersion,
     Description,
     VersionMetadata,
     encode_record,
     record_hash,
-    state_checksums,
 )
 from kaifs.service.signing import ask_signature, sign_record
 from kaifs.service.steps import Item, Progress, Step
@@ -93,23 +93,24 @@ class Draft:
     created_ns: int
 
 
-def add_version(
+def add_backup(
     context: Context,
     agent: AgentRecord,
     label: str,
     sealed: SealedTree,
     description: Description,
     parent: VersionRecord | None,
-    *,
-    is_backup: bool = False,
-) -> VersionRecord:
+) -> Generator[Step, Item | None, VersionRecord]:
     """Let *sealed* be the version *label* of *agent*, which must be free. The store's key signs.
 
     Raises:
-        KaifsError: as `sign_record`.
+        KaifsError: as `sign_record`; *sealed* is dropped then.
     """
-    draft = draft_version(context, label, sealed, description, parent)
-    signature = sign_record(context, agent, draft.record, is_backup=is_backup)
+    with dropped_on_error(context, sealed):
+        draft = yield from draft_version(
+            context, label, sealed, description, parent, is_backup=True
+        )
+        signature = sign_record(context, agent, draft.record, is_backup=True)
     return add_draft(context, agent, draft, signature)
 
 
@@ -145,10 +146,16 @@ def draft_version(
     description: Description,
     parent: VersionRecord | None,
     evidence: Evidence | None = None,
-) -> Draft:
-    """Describe *sealed* as the version *label*."""
+    *,
+    is_backup: bool = False,
+) -> Generator[Step, Item | None, Draft]:
+    """Describe *sealed* as the version *label*.
+
+    Raises:
+        KaifsError: as `read_facts`.
+    """
+    facts = yield from read_facts(context, sealed.tree, is_backup=is_backup)
     created_ns = context.store.clock.now_ns()
-    state_checksum, config_checksum = state_checksums(context.manifests.render(sealed.tree))
     record = AgentVersion(
         version=label,
         hash=sealed.hash,
@@ -158,14 +165,15 @@ def draft_version(
         metadata=VersionMetadata(
             created=format_time(created_ns),
             author=description.author,
-            commit_hash=description.commit_hash,
+            commit_hash=description.commit_hash or facts.commit_hash,
             snapshot_type=description.snapshot_type,
             notes=description.notes,
-            agent_state_checksum=state_checksum,
-            config_checksum=config_checksum,
+            agent_state_checksum=facts.agent_state_checksum,
+            config_checksum=facts.config_checksum,
             tags=description.tags,
             evidence=msgspec.UNSET if evidence is None else evidence,
         ),
+        dependencies=facts.dependencies,
     )
     return Draft(label, sealed, encode_record(record), created_ns)
 

@@ -21,7 +21,7 @@ from kaifs.linux.mounts import mounts_below
 from kaifs.meta.records import AgentRecord, RootState, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.record import Description, decode_record
-from kaifs.service.sealing import add_version, seal_tree, version_tree
+from kaifs.service.sealing import add_backup, seal_tree, version_tree
 from kaifs.service.signing import require_unforged
 from kaifs.service.steps import Flush, Item, Step
 from kaifs.store.registry import NO_ROOT
@@ -120,9 +120,7 @@ def finish_backup(
         over = "" if base is None else f" over {base.label}"
         notes = f"What current had uncommitted{over} at a rollback"
         description = Description(snapshot_type="rollback", notes=notes)
-        backup = add_version(
-            context, agent, agent.backup, sealed, description, base, is_backup=True
-        )
+        backup = yield from add_backup(context, agent, agent.backup, sealed, description, base)
     forget_backup(context, name)
     return backup
 

@@ -51,6 +51,7 @@ class Forest:
     def drop(self, root_id: RootId) -> None:
         """Delete a root that nobody shows any more."""
         self._trees.pop(root_id, None)
+        self.manifests.forget(root_id)
         self.store.drop_root(root_id)
 
     def recover(self) -> None:

@@ -1,7 +1,5 @@
 """The record of a version is canonical."""
 
-import hashlib
-
 import pytest
 
 from kaifs.base.errors import ArgumentValueError, StoreDamagedError
@@ -11,22 +9,7 @@ from kaifs.service.record import (
     VersionMetadata,
     decode_record,
     encode_record,
-    state_checksums,
 )
-
-MANIFEST = b"""#mtree
-. type=dir mode=0755
-a.toml type=file mode=0644 size=1 sha256=aa
-state type=dir mode=0755
-b.db type=file mode=0644 size=1 sha256=bb
-..
-lib type=dir mode=0755
-state type=dir mode=0755
-c.db type=file mode=0644 size=1 sha256=cc
-..
-..
-..
-"""
 
 
 def record(notes: str = "") -> AgentVersion:
@@ -71,13 +54,3 @@ def test_text_that_is_no_unicode_is_refused() -> None:
     """An argument of a command line may hold any bytes; a record may not."""
     with pytest.raises(ArgumentValueError):
         Description(notes="\udcff").check()
-
-
-def test_checksums_cover_configuration_and_state_only() -> None:
-    """State is what is below a top-level folder of that name; configuration is told by suffix."""
-    state, config = state_checksums(MANIFEST)
-
-    state_line = b"./state/b.db type=file mode=0644 size=1 sha256=bb\n"
-    config_line = b"./a.toml type=file mode=0644 size=1 sha256=aa\n"
-    assert state == hashlib.sha256(state_line).hexdigest()
-    assert config == hashlib.sha256(config_line).hexdigest()
