@@ -25,7 +25,12 @@ import msgspec
 import outcome
 import trio
 
-from kaifs.base.errors import AccessDeniedError, ArgumentValueError, KaifsError
+from kaifs.base.errors import (
+    AccessDeniedError,
+    ArgumentValueError,
+    KaifsError,
+    StoreBusyError,
+)
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.messages import (
     ATTACH,
@@ -59,6 +64,7 @@ from kaifs.service.steps import (
     Sign,
     Signature,
     Want,
+    Work,
 )
 from kaifs.service.verbs import VERBS, Verb
 
@@ -249,6 +255,8 @@ class _Conversation:
         verb = VERBS.get(request.verb)
         if verb is None:
             raise ArgumentValueError(f"no such verb: {request.verb[:80]!r}")
+        if verb.alone:
+            raise StoreBusyError(f"process {os.getpid()} serves it, {verb.name} needs it alone")
         params = decode_params(request.params, verb.params)
         return await self._run(verb, params, caller)
 
@@ -361,6 +369,8 @@ class _Conversation:
                         await self._services.barrier()
                     case Commit():
                         await self._services.commit()
+                    case Work(run=work):
+                        await trio.to_thread.run_sync(work)
                     case Progress():
                         await self._tell(step)
                     case Output(payload=payload):

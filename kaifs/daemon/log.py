@@ -25,19 +25,38 @@ class EventFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and the traceback if there is one."""
         time_text = format_time(int(record.created * 1e9))
-        words = [time_text, record.levelname.lower(), record.name, _value(record.getMessage())]
-        fields = {k: v for k, v in vars(record).items() if k not in _OWN_ATTRIBUTES}
-        words += [f"{name}={_value(value)}" for name, value in fields.items()]
-        line = " ".join(words)
+        line = f"{time_text} {record.levelname.lower()} {record.name} {_event(record)}"
         if record.exc_info:
             line += "\n  " + self.formatException(record.exc_info).replace("\n", "\n  ")
         return line
+
+
+class ScreenFormatter(logging.Formatter):
+    """Formats a record for a user who waits for a command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return f"kaifs: {record.levelname.lower()}: {_event(record)}"
+
+
+def _event(record: logging.LogRecord) -> str:
+    fields = {k: v for k, v in vars(record).items() if k not in _OWN_ATTRIBUTES}
+    words = [f"{name}={_value(value)}" for name, value in fields.items()]
+    return " ".join([_value(record.getMessage()), *words])
 
 
 def _value(value: object) -> str:
     text = str(value)
     plain = text.isprintable() and text.isascii() and text and not set(' "=\\') & set(text)
     return text if plain else json.dumps(text)
+
+
+def warn_on_screen() -> None:
+    """Show warnings on stderr, a line each."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(ScreenFormatter())
+    logging.getLogger().handlers[:] = [handler]
 
 
 def log_to_file(path: Path) -> None:

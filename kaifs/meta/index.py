@@ -162,6 +162,14 @@ class Index:
             [] if main == mirror else [f"{main} records in the main copy, {mirror} in the mirror"]
         )
 
+    def keys_of_both(self, table: Table) -> list[bytes]:
+        """Return every key that one copy has in *table* or both have, in order."""
+        found: set[bytes] = set()
+        for copy in (self._main, self._mirror):
+            with suppress(StoreDamagedError):
+                found.update(copy.scan(table))
+        return sorted(found)
+
     def heal(self, table: Table, key: bytes) -> bool:
         """Write the record at *key* that one copy has sound to the other. Return whether it could.
 

@@ -18,6 +18,7 @@ from kaifs.service.steps import (
     Signer,
     Source,
     Want,
+    Work,
 )
 from kaifs.service.switching import finish_due_backups
 from kaifs.service.verbs import VERBS, Verb
@@ -46,12 +47,9 @@ def run_embedded(
     store = Store.open(store_path)
     try:
         forest = Forest(store)
-        forest.recover()
         context = Context(store, forest, this_caller())
-        finish_due_backups(context)
-        if store.is_dirty:
-            # What a process that died left is mended once, also by a verb that only reads.
-            store.commit()
+        if not found.alone:
+            _finish_what_was_left(context)
         result = run(context, found, params, source, on_progress, on_output, signer)
         if found.changes:
             store.commit()
@@ -61,6 +59,14 @@ def run_embedded(
     finally:
         store.close(commit=False)
     return result
+
+
+def _finish_what_was_left(context: Context) -> None:
+    """Mend once what a process that died has left, also for a verb that only reads."""
+    context.forest.recover()
+    finish_due_backups(context)
+    if context.store.is_dirty:
+        context.store.commit()
 
 
 def run(
@@ -88,6 +94,8 @@ def run(
                     answer = Signature(signer(record))
                 case Commit():
                     context.store.commit()
+                case Work(run=work):
+                    work()
                 case Progress() if on_progress is not None:
                     on_progress(step)
                 case Output(payload=payload) if on_output is not None:

@@ -40,11 +40,15 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     if not context.owns_store():
         raise AccessDeniedError("only the store's owner checks it")
     found = yield from _check(context)
-    findings = tuple(
+    return Result(is_clean=not found, findings=describe(found))
+
+
+def describe(found: list[Finding]) -> tuple[Broken, ...]:
+    """Return *found* as users see it."""
+    return tuple(
         Broken(number=finding.number, subject=finding.subject, text=finding.text)
         for finding in found
     )
-    return Result(is_clean=not findings, findings=findings)
 
 
 def _check(context: Context) -> Generator[Step, Item | None, list[Finding]]:

@@ -23,6 +23,8 @@ class Verb:
     """It looks at what programs have written: needs a barrier first."""
     changes: bool = False
     """It changes the store: needs a commit before its result is told."""
+    alone: bool = False
+    """It must have the store to itself, as it is found: no daemon runs it."""
 
     @property
     def params(self) -> type[msgspec.Struct]:
@@ -64,6 +66,7 @@ VERBS: Final = {
         Verb("prune", "prune", changes=True),
         Verb("rebase", "rebase", flush=True, changes=True),
         Verb("remove", "remove", changes=True),
+        Verb("repair", "repair", changes=True, alone=True),
         Verb("rollback", "rollback", flush=True, changes=True),
         Verb("seal", "seal", flush=True, changes=True),
         Verb("show", "show", flush=True),

@@ -93,7 +93,7 @@ class Finding:
     """Where: a record, a root, an inode."""
     text: str
     """What is wrong."""
-    root: RootId = RootId(0)
+    root: RootId = NO_ROOT
     """Whose tree it is in; 0 if it is in none."""
 
     def __str__(self) -> str:
