@@ -105,7 +105,7 @@ def _signer(principals: str, options: dict[str, str | None], key: PublicKey, lin
         if name not in ("cert-authority", "namespaces", "valid-after", "valid-before"):
             raise SigningKeyError(f"unknown option {name}")
         if (value is None) != (name == "cert-authority"):
-            raise SigningKeyError(f"{name} {'needs' if value is None else 'takes no'} value")
+            raise SigningKeyError(f"{name} {'needs a' if value is None else 'takes no'} value")
     after, before = options.get("valid-after"), options.get("valid-before")
     try:
         after_s = None if after is None else parse_moment(after)
