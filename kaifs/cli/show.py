@@ -21,7 +21,9 @@ def run(args: argparse.Namespace) -> int:
     """Show it."""
     from kaifs.service.show import Params
 
-    params = Params(reference=args.reference, has_files=args.json, has_log=True)
+    params = Params(
+        reference=args.reference, has_files=args.json, has_signature=True, has_log=True
+    )
     found = call(args, "show", params)
     if args.json:
         import msgspec
@@ -31,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
             shown = msgspec.to_builtins(found.snapshot)
             print_json({**shown, "evidence": found.evidence, "log": log})
         else:
-            print_json({**msgspec.to_builtins(found.version), "files": found.files})
+            shown = msgspec.to_builtins(found.version)
+            print_json({**shown, "files": found.files, "signature": found.signature})
     elif found.snapshot is not None:
         _print(_snapshot_lines(found.snapshot) + _evidence_lines(found.evidence))
         _print_log(found.log)
@@ -50,6 +53,7 @@ def _version_lines(found: Any) -> list[tuple[str, str]]:
         ("Created", f"{metadata.created} by {metadata.author}"),
         ("Type", metadata.snapshot_type),
         ("Size", format_size(found.size)),
+        ("Signed", _signed(found.signature)),
         ("Commit", metadata.commit_hash),
         ("Tags", ", ".join(metadata.tags)),
         ("Notes", metadata.notes),
@@ -59,6 +63,14 @@ def _version_lines(found: Any) -> list[tuple[str, str]]:
     evidence = metadata.evidence
     told = [(name, text) for name, text in lines if text]
     return told if evidence is UNSET else told + _evidence_lines(evidence)
+
+
+def _signed(signature: Any) -> str:
+    if signature is None:
+        return ""
+    if signature.status == "good":
+        return f"good, by {printable(signature.principals)} ({signature.kind} {signature.key})"
+    return f"{signature.status}: {printable(signature.text)}"
 
 
 def _evidence_lines(evidence: Any) -> list[tuple[str, str]]:

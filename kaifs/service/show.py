@@ -13,6 +13,7 @@ from kaifs.service.isolation import IsolatedSnapshot, describe_snapshot
 from kaifs.service.lifecycle import tested_of
 from kaifs.service.record import AgentVersion, VersionedFile, decode_record
 from kaifs.service.reference import Target, resolve
+from kaifs.service.signing import SignatureInfo, shown_signature
 from kaifs.service.steps import Item, Step
 from kaifs.service.text import path_text
 
@@ -24,6 +25,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """An agent stands for the version that its current is based on."""
     has_files: bool = False
     """Whether to add the file list."""
+    has_signature: bool = False
+    """Whether to tell who has signed a version, and check it: that loads the cryptography."""
     has_log: bool = False
     """Whether to add what the last tests in a snapshot wrote, if the caller may read all of it."""
 
@@ -36,6 +39,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     is_current: bool = False
     size: int = 0
     files: tuple[VersionedFile, ...] | None = None
+    signature: SignatureInfo | None = None
+    """None: it is not signed, or that was not asked for."""
     snapshot: IsolatedSnapshot | None = None
     evidence: Evidence | None = None
     """Of the last tests in the snapshot, whatever changed since; None if there is no result."""
@@ -79,6 +84,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         is_current=version.label == agent.version,
         size=version.size,
         files=files,
+        signature=shown_signature(context, version) if params.has_signature else None,
     )
 
 

@@ -209,6 +209,14 @@ def describe_signature(context: Context, version: VersionRecord) -> SignatureInf
     )
 
 
+def shown_signature(context: Context, version: VersionRecord) -> SignatureInfo | None:
+    """Return what is told of a version's signature, also where it cannot be judged."""
+    try:
+        return describe_signature(context, version)
+    except KaifsError as error:
+        return SignatureInfo(status="unknown", text=str(error))
+
+
 def check_signature(context: Context, agent: AgentRecord, version: VersionRecord) -> Findings:
     """Check who has signed a version, and what."""
     try:
