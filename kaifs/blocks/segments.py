@@ -385,10 +385,14 @@ class Segments:
 
     def remove(self, segment: SegmentId) -> None:
         """Delete a segment's file. Only after a commit that names none of its blocks."""
+        self.forget(segment)
+        self._device.remove(segment_name(segment))
+
+    def forget(self, segment: SegmentId) -> None:
+        """Count a segment no more, whose file is to be deleted later."""
         assert segment != self._active, "the active segment is never removed"
         self.sizes.pop(segment, None)
         self._unsynced.discard(segment)
-        self._device.remove(segment_name(segment))
 
     @property
     def active(self) -> SegmentId | None:

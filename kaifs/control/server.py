@@ -345,7 +345,8 @@ class _Conversation:
     async def _step_through(
         self, verb: Verb, params: msgspec.Struct, caller: Caller, items: _Items
     ) -> msgspec.Struct:
-        steps = verb.run(self._services.context(caller), params)
+        context = self._services.context(caller)
+        steps = verb.run(context, params)
         is_asked = False
         try:
             step = next(steps)
@@ -378,6 +379,8 @@ class _Conversation:
                 await trio.lowlevel.checkpoint()
                 step = steps.send(answer)
         except StopIteration as stop:
+            # What the client is told is done survives the death of this process.
+            context.store.flush_journal()
             result: msgspec.Struct = stop.value
             return result
         finally:

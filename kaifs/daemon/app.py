@@ -127,7 +127,7 @@ class _Daemon:
         # Before the store and /dev/fuse are open: the helper must hold neither.
         self._helper = Helper()
         try:
-            options = StoreOptions(zstd_level=settings.options.zstd_level)
+            options = StoreOptions(zstd_level=settings.options.zstd_level, journal=True)
             if settings.options.cache_size is not None:
                 options = replace(options, node_cache=settings.options.cache_size)
             self._store = Store.open(settings.store, options=options, wait_s=STORE_WAIT_S)
@@ -159,13 +159,13 @@ class _Daemon:
         )
         self._forest.recover()
         finish_due_backups(self._context(Caller(os.geteuid(), os.getegid())))
-        self._handlers = Handlers(self._namespace, self._epochs.commit, self._wait_barrier)
+        self._handlers = Handlers(self._namespace, self._epochs.sync, self._wait_barrier)
         transport = options.transport if settings.mountpoint is not None else "none"
         self._transport = make_transport(transport, self._handlers)
         self._invalidator = Invalidator(self._namespace, self._transport.notifier)
         self._attachments = Attachments(
             self._flush,
-            self._epochs.commit,
+            self._epochs.sync,
             self._is_written,
             self._withdraw,
             self._drop_if_superseded,
@@ -294,9 +294,9 @@ class _Daemon:
     # --- what others ask for ------------------------------------------------------------------
 
     def _context(self, caller: Caller) -> Context:
-        whole = not self._settings.options.agent
-        mountpoint = self._settings.mountpoint if whole else None
-        return Context(self._store, self._forest, caller, mountpoint)
+        mounted = self._settings.mountpoint
+        whole = None if self._settings.options.agent else mounted
+        return Context(self._store, self._forest, caller, whole, mounted)
 
     def _changed(self, change: Change) -> None:
         self._invalidator.changed(change)

@@ -38,7 +38,7 @@ class Attachments:
 
     flush: Callable[[], Awaitable[None]]
     """Brings what programs have written through the store's own mount into the store."""
-    commit: Callable[[], Awaitable[None]]
+    sync: Callable[[], Awaitable[None]]
     """Makes everything done so far durable."""
     is_written: Callable[[RootId], bool]
     """Whether a file of the root is open for writing in the store's own mount."""
@@ -96,7 +96,7 @@ class Attachments:
                 quota=params.quota,
                 squash=Squash(passed.uid, passed.gid, agent.uid, agent.gid),
             )
-            handlers = Handlers(namespace, self.commit, _nothing_to_flush)
+            handlers = Handlers(namespace, self.sync, _nothing_to_flush)
             # Without the writeback cache a quota answers at write(2), and not at a later fsync.
             # What may not be written must be refused at open, and a client may mount as it
             # likes: then OPEN has to come.

@@ -25,24 +25,27 @@ class Handlers:
     def __init__(
         self,
         namespace: Namespace,
-        commit: Callable[[], Awaitable[None]],
+        sync: Callable[[], Awaitable[None]],
         barrier: Callable[[], Awaitable[None]],
     ) -> None:
         """Answer from *namespace*.
 
         Args:
             namespace: What the kernel sees.
-            commit: Waits until everything done so far is durable.
+            sync: Waits until everything done so far is durable.
             barrier: Waits until everything that programs have written has arrived here.
         """
         self.namespace = namespace
+        self.settle = namespace.forest.store.flush_journal
+        """To be called by a transport when a request is done, before it is answered: what is
+        acknowledged survives the death of this process. Raises as `Store.flush_journal`."""
         self.statfs_seen = 0
         """STATFS requests so far: the barrier's marker."""
         self.background_seen = 0
         """READs and WRITEs so far: what the kernel's limit of background requests is about."""
         self.are_opens_told = True
         """Whether the kernel tells of each open; if not, any file may be open for writing."""
-        self._commit = commit
+        self._sync = sync
         self._barrier = barrier
         self._writers: dict[KernelNode, int] = {}
 
@@ -288,7 +291,7 @@ class Handlers:
 
     async def fsync(self) -> None:
         """Wait until everything done so far is durable, names included."""
-        await self._commit()
+        await self._sync()
 
     def release(self, handle: int) -> None:
         """Close a handle."""

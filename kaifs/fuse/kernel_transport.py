@@ -34,8 +34,6 @@ TURN: Final = 64
 """Requests answered in a row before other tasks get a turn."""
 AWAKE_S: Final = 0.05
 """Seconds without a request after which cores may sleep again."""
-EPOCH_MINOR: Final = 44
-"""ABI version since which all names can be made stale at once."""
 _BUFFER_SIZE: Final = MAX_WRITE + (1 << 16)
 
 
@@ -66,6 +64,7 @@ class KernelConnection:
         self._waiting: dict[int, trio.CancelScope] = {}
         """Requests that may be interrupted, by their `unique`."""
         self._counts = [0] * 64
+        self._settle = handlers.settle
         self._requests = Requests(handlers, features, self._forget_pages, self._discard_pages)
         os.set_blocking(fd, False)
 
@@ -176,6 +175,7 @@ class KernelConnection:
             return
         try:
             reply = handler(request)
+            self._settle()
         except Refusal as refusal:
             self._reply_error(request.unique, refusal.errno)
         # A bug answers EIO and is logged; the server goes on.
@@ -215,6 +215,7 @@ class KernelConnection:
                     if later.interruptible:
                         self._waiting[unique] = scope
                     reply = await later.work()
+                    self._settle()
                     self._reply(unique, reply)
                 if scope.cancelled_caught:
                     self._reply_error(unique, errno.EINTR)
@@ -257,6 +258,13 @@ class KernelConnection:
         Pages that it has not sent yet it sends first.
         """
         self._notify(p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(node, 0, 0))
+
+    def expire_names(self) -> None:
+        """Let the kernel look every name up again; what is found stays the same inode.
+
+        Takes no lock, and about 6 µs.
+        """
+        self._notify(p.Notify.INC_EPOCH, b"")
 
     def _notify(self, code: int, body: bytes) -> None:
         size = p.OUT_HEADER.size + len(body)
@@ -304,6 +312,10 @@ class KernelMount:
     def invalidate_inode(self, node: KernelNode) -> None:
         """As `KernelConnection.invalidate_inode`."""
         self._connected().invalidate_inode(node)
+
+    def expire_names(self) -> None:
+        """As `KernelConnection.expire_names`."""
+        self._connected().expire_names()
 
     def _connected(self) -> KernelConnection:
         assert self._connection is not None, "mount first"

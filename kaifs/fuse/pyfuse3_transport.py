@@ -14,10 +14,11 @@ mount of this kind.
 """
 
 import ctypes
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -47,7 +48,23 @@ from kaifs.views.attributes import FOREVER_S, Attributes, Caller, FileSystemSpac
 
 log = logging.getLogger(__name__)
 
-_answered = replies(FUSEError)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_Request: TypeAlias = Callable[Concatenate["Pyfuse3Operations", P], Coroutine[Any, Any, R]]
+
+
+def _answered(request: _Request[P, R]) -> _Request[P, R]:
+    """Turn what *request* raises into an errno, and let what it has done survive this process."""
+
+    @replies(FUSEError)
+    @functools.wraps(request)
+    async def settled(self: "Pyfuse3Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        reply = await request(self, *args, **kwargs)
+        self.handlers.settle()
+        return reply
+
+    return settled
 
 
 class Pyfuse3Operations(pyfuse3.Operations):
@@ -67,7 +84,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
         Raises:
             MountFailedError: this pyfuse3 cannot tell node ids from st_ino.
         """
-        self._handlers = handlers
+        self.handlers = handlers
         self._stat_ino_offset = find_stat_ino_offset()
         absent = EntryAttributes()
         absent.st_ino = InodeT(0)
@@ -102,14 +119,14 @@ class Pyfuse3Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """Answer LOOKUP."""
-        found = self._handlers.lookup(_node(parent_inode), name)
+        found = self.handlers.lookup(_node(parent_inode), name)
         return self._absent if found is None else self._entry(found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Take in FORGET and BATCH_FORGET, which have no reply."""
         for inode, lookups in inode_list:
             try:
-                self._handlers.forget(_node(inode), lookups)
+                self.handlers.forget(_node(inode), lookups)
             except Exception:
                 # A node too many in memory harms less than a server that ends.
                 log.exception("forget_failed", extra={"node": inode})
@@ -119,25 +136,21 @@ class Pyfuse3Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """Answer MKNOD."""
-        return self._entry(
-            self._handlers.mknod(_node(parent_inode), name, mode, rdev, _caller(ctx))
-        )
+        return self._entry(self.handlers.mknod(_node(parent_inode), name, mode, rdev, _caller(ctx)))
 
     @_answered
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
         """Answer MKDIR."""
-        return self._entry(
-            await self._handlers.mkdir(_node(parent_inode), name, mode, _caller(ctx))
-        )
+        return self._entry(await self.handlers.mkdir(_node(parent_inode), name, mode, _caller(ctx)))
 
     @_answered
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Answer CREATE."""
-        made, handle = self._handlers.create(_node(parent_inode), name, mode, _caller(ctx))
+        made, handle = self.handlers.create(_node(parent_inode), name, mode, _caller(ctx))
         return FileInfo(fh=FileHandleT(handle), keep_cache=True), self._entry(made)
 
     @_answered
@@ -145,24 +158,24 @@ class Pyfuse3Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """Answer SYMLINK."""
-        return self._entry(self._handlers.symlink(_node(parent_inode), name, target, _caller(ctx)))
+        return self._entry(self.handlers.symlink(_node(parent_inode), name, target, _caller(ctx)))
 
     @_answered
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """Answer LINK."""
-        return self._entry(self._handlers.link(_node(inode), _node(new_parent_inode), new_name))
+        return self._entry(self.handlers.link(_node(inode), _node(new_parent_inode), new_name))
 
     @_answered
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Answer UNLINK."""
-        self._handlers.unlink(_node(parent_inode), name)
+        self.handlers.unlink(_node(parent_inode), name)
 
     @_answered
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Answer RMDIR."""
-        self._handlers.rmdir(_node(parent_inode), name, _caller(ctx))
+        self.handlers.rmdir(_node(parent_inode), name, _caller(ctx))
 
     @_answered
     async def rename(
@@ -175,7 +188,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Answer RENAME and RENAME2."""
-        self._handlers.rename(
+        self.handlers.rename(
             _node(parent_inode_old),
             name_old,
             _node(parent_inode_new),
@@ -189,7 +202,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
     @_answered
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Answer GETATTR."""
-        return self._entry(self._handlers.getattr(_node(inode)))
+        return self._entry(self.handlers.getattr(_node(inode)))
 
     @_answered
     async def setattr(
@@ -210,77 +223,77 @@ class Pyfuse3Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        return self._entry(self._handlers.setattr(_node(inode), change))
+        return self._entry(self.handlers.setattr(_node(inode), change))
 
     @_answered
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Answer READLINK."""
-        return FileNameT(self._handlers.readlink(_node(inode)))
+        return FileNameT(self.handlers.readlink(_node(inode)))
 
     @_answered
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Answer GETXATTR."""
-        return self._handlers.getxattr(_node(inode), name)
+        return self.handlers.getxattr(_node(inode), name)
 
     @_answered
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
         """Answer SETXATTR; pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE by GETXATTR."""
-        self._handlers.setxattr(_node(inode), name, value)
+        self.handlers.setxattr(_node(inode), name, value)
 
     @_answered
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """Answer LISTXATTR."""
-        return self._handlers.listxattr(_node(inode))
+        return self.handlers.listxattr(_node(inode))
 
     @_answered
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Answer REMOVEXATTR."""
-        self._handlers.removexattr(_node(inode), name)
+        self.handlers.removexattr(_node(inode), name)
 
     # --- open files -------------------------------------------------------------------
 
     @_answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Answer OPEN. Cached pages stay: only the kernel's own requests change a file."""
-        handle = self._handlers.open(_node(inode), flags, _caller(ctx))
-        cached = self._handlers.is_cached(_node(inode))
+        handle = self.handlers.open(_node(inode), flags, _caller(ctx))
+        cached = self.handlers.is_cached(_node(inode))
         return FileInfo(fh=FileHandleT(handle), keep_cache=cached, direct_io=not cached)
 
     @_answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Answer READ."""
-        return self._handlers.read(fh, off, size)
+        return self.handlers.read(fh, off, size)
 
     @_answered
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Answer WRITE."""
-        return self._handlers.write(fh, off, buf)
+        return self.handlers.write(fh, off, buf)
 
     @_answered
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Answer FSYNC; the kernel has sent the file's dirty pages before."""
-        await self._handlers.fsync()
+        await self.handlers.fsync()
 
     @_answered
     async def release(self, fh: FileHandleT) -> None:
         """Answer RELEASE."""
-        self._handlers.release(fh)
+        self.handlers.release(fh)
 
     @_answered
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Answer OPENDIR."""
-        return FileHandleT(self._handlers.opendir(_node(inode)))
+        return FileHandleT(self.handlers.opendir(_node(inode)))
 
     @_answered
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """Answer READDIRPLUS. Node id 0 tells the kernel not to look an entry up by the way."""
-        for found in self._handlers.readdir(KernelNode(fh), start_id):
+        for found in self.handlers.readdir(KernelNode(fh), start_id):
             entry = self._entry(found.attributes, known=found.counted)
             if not pyfuse3.readdir_reply(token, FileNameT(found.name), entry, found.cookie):
                 break
-            self._handlers.listed(found)
+            self.handlers.listed(found)
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:
@@ -289,14 +302,14 @@ class Pyfuse3Operations(pyfuse3.Operations):
     @_answered
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Answer FSYNCDIR."""
-        await self._handlers.fsync()
+        await self.handlers.fsync()
 
     # --- the file system ----------------------------------------------------------------
 
     @_answered
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Answer STATFS."""
-        return _statvfs(self._handlers.statfs())
+        return _statvfs(self.handlers.statfs())
 
 
 class Pyfuse3Notifier:
@@ -309,6 +322,10 @@ class Pyfuse3Notifier:
     def invalidate_inode(self, node: KernelNode) -> None:
         """Let the kernel forget the attributes and the listing of *node*."""
         pyfuse3.invalidate_inode(InodeT(node))
+
+    def expire_names(self) -> None:
+        """Is never called: libfuse cannot."""
+        raise AssertionError("names expire one by one")
 
 
 class Pyfuse3Mount:

@@ -19,6 +19,7 @@ from typing import Final
 
 from kaifs.base.clock import Clock, SystemClock
 from kaifs.base.errors import (
+    AccessDeniedError,
     KaifsError,
     NoSpaceError,
     StoreBusyError,
@@ -99,6 +100,14 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Sync:
+    """The journal on its way to the disk."""
+
+    segments: frozenset[SegmentId]
+    sizes: dict[SegmentId, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """Bytes that a store takes."""
 
@@ -116,7 +125,7 @@ class Space:
 
 
 class Store(Registry):
-    """An open store. For one thread, except for `write_commit`."""
+    """An open store. For one thread, except for `write_commit` and `write_sync`."""
 
     def __init__(
         self,
@@ -138,6 +147,9 @@ class Store(Registry):
         self.pending = Pending(self.database)
         self.segments = segments
         self._doomed: list[SegmentId] = []
+        self._syncing: frozenset[SegmentId] = frozenset()
+        self._emptied: list[SegmentId] = []
+        """Segments to delete once the sync that is running has ended."""
         self.journal = None
         self.recovery = Recovery()
         """What was found past the last epoch when the store was opened."""
@@ -218,6 +230,7 @@ class Store(Registry):
         Raises:
             StoreNotFoundError: there is none.
             StoreBusyError: another process has it.
+            AccessDeniedError: it is closed to the caller.
             FormatError: it needs a newer kaifs.
             StoreDamagedError: it cannot be opened as it is.
             StoreIOError: the system refuses.
@@ -231,6 +244,8 @@ class Store(Registry):
                 lock.acquire(wait_s, " ".join(sys.argv)[:200])
         except LockHeld as error:
             raise StoreBusyError(f"{path}: {error.owner_text}") from error
+        except PermissionError as error:
+            raise AccessDeniedError(str(path)) from error
         except OSError as error:
             raise _failure(path, error) from error
         options = options or StoreOptions()
@@ -356,6 +371,30 @@ class Store(Registry):
         if self.journal is not None:
             self.journal.flush()
 
+    def prepare_sync(self) -> Sync:
+        """Take what has been flushed to the journal. One sync at a time, beside a commit if need be."""
+        sync = Sync(self.segments.unsynced(), dict(self.segments.sizes))
+        self._syncing = sync.segments
+        return sync
+
+    def write_sync(self, sync: Sync) -> None:
+        """Put what was flushed to the journal on disk. Blocks for the disk; any thread may call it.
+
+        Raises:
+            NoSpaceError: the disk is full.
+            StoreIOError: the system refuses.
+        """
+        self.segments.sync(sync.segments)
+
+    def end_sync(self, sync: Sync, *, is_durable: bool) -> None:
+        """Note that a sync is on disk, or could not get there."""
+        self._syncing = frozenset()
+        if is_durable:
+            self.segments.forget_unsynced(sync.segments, sync.sizes)
+        for segment in self._emptied:
+            self.segments.remove(segment)
+        self._emptied.clear()
+
     def _append_journal(self, record: bytes) -> None:
         self.payload.append_journal(self.sequence, record)
         self.sequence += 1
@@ -432,7 +471,12 @@ class Store(Registry):
         self.segments.forget_unsynced(commit.segments, commit.sizes)
         for segment in commit.doomed:
             self.payload.live.pop(segment, None)
-            self.segments.remove(segment)
+            if segment in self._syncing:
+                # Another thread has its descriptor.
+                self.segments.forget(segment)
+                self._emptied.append(segment)
+            else:
+                self.segments.remove(segment)
 
     def fail_commit(self, commit: Commit) -> None:
         """Note that an epoch did not get on disk: it is part of the next one."""
