@@ -21,9 +21,7 @@ def run(args: argparse.Namespace) -> int:
     """Show it."""
     from kaifs.service.show import Params
 
-    params = Params(
-        reference=args.reference, has_files=args.json, has_signature=True, has_log=True
-    )
+    params = Params(reference=args.reference, has_files=args.json, has_signature=True, has_log=True)
     found = call(args, "show", params)
     if args.json:
         import msgspec

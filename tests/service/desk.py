@@ -17,7 +17,7 @@ from kaifs.service.context import Caller, Context
 from kaifs.service.host_source import HostSource
 from kaifs.service.host_target import FolderTarget, feeder
 from kaifs.service.record import Description
-from kaifs.service.steps import OnProgress, Source
+from kaifs.service.steps import OnProgress, Signer, Source
 from kaifs.service.verbs import VERBS
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
@@ -61,6 +61,7 @@ class Desk:
         items: Source | None = None,
         output: bytearray | None = None,
         on_progress: OnProgress | None = None,
+        signer: Signer | None = None,
         **params: Any,
     ) -> Any:
         """Run *verb* and return its result."""
@@ -68,7 +69,9 @@ class Desk:
         context = replace(self.context, caller=caller)
         found = VERBS[verb]
         take = None if output is None else output.extend
-        return embedded.run(context, found, found.params(**params), items, on_progress, take)
+        return embedded.run(
+            context, found, found.params(**params), items, on_progress, take, signer
+        )
 
     def take(self, agent: str, label: str, folder: Path, **description: Any) -> Any:
         """Import *folder*."""
