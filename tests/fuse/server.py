@@ -69,6 +69,10 @@ class Server:
                 self.actions.make_agent_owned(arguments[0], os.getuid(), os.getgid())
             case "seal":
                 self.actions.seal(*arguments)
+            case "sign":
+                agent = self.store.get_agent(arguments[0])
+                version = self.store.get_version(agent, arguments[1])
+                self.store.sign_version(version, arguments[2].encode())
             case "rollback":
                 self.actions.rollback(*arguments)
             case "snapshot":

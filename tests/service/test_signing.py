@@ -23,6 +23,7 @@ from kaifs.base.errors import (
     UntrustedKeyError,
 )
 from kaifs.base.ssh_keys import PrivateKey, generate_private, load_private, public_of_private
+from kaifs.linux.files import write_durably
 from kaifs.meta.records import VersionRecord
 from kaifs.service import key as keys
 from kaifs.service import keyring
@@ -233,7 +234,7 @@ def test_what_is_no_signature_of_the_record_leaves_nothing_behind(
     signed: Desk, project: Path, answer: Signer
 ) -> None:
     before = signed.state()
-    new = {"agent": "new", "label": "1.0.0"}
+    new: dict[str, Any] = {"agent": "new", "label": "1.0.0"}
 
     with pytest.raises(BadSignatureError):
         signed.run("seal", agent="bot", caller_signs=True, signer=answer)
@@ -499,7 +500,7 @@ def test_a_rotation_that_dies_at_any_write_is_there_whole_or_not_at_all(
     """What counts is the write of the trusted signers; the rest is finished or taken back."""
     writes = 0
     before = run_key(signed, keys.List())
-    real_write, real_rename = keyring.write_durably, os.rename
+    real_write, real_rename = write_durably, os.rename
 
     def dying(*arguments: Any, **options: Any) -> None:
         nonlocal writes
@@ -515,7 +516,7 @@ def test_a_rotation_that_dies_at_any_write_is_there_whole_or_not_at_all(
 
     with monkeypatch.context() as patch:
         patch.setattr(keyring, "write_durably", dying)
-        patch.setattr(keyring.os, "rename", dying_rename)
+        patch.setattr(os, "rename", dying_rename)
         with pytest.raises(KaifsError):
             run_key(signed, keys.Rotate())
 

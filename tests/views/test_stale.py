@@ -18,6 +18,8 @@ def test_each_change_names_exactly_what_is_wrong(site: Site) -> None:
     site.store.on_change = changes.append
 
     site.actions.seal("bot", "1.0.0")
+    version = site.store.get_version(site.store.get_agent("bot"), "1.0.0")
+    site.store.sign_version(version, b"signature")
     site.actions.snapshot("bot", "a")
     site.actions.rename_snapshot("bot", "a", "b", USER)
     site.actions.discard("bot", "b")
@@ -28,8 +30,10 @@ def test_each_change_names_exactly_what_is_wrong(site: Site) -> None:
         [
             StaleName(folders["@versions"], b"1.0.0"),
             StaleName(folders["@meta"], b"1.0.0.json"),
+            StaleName(folders["@meta"], b"1.0.0.json.sig"),
             StaleName(folders["@meta"], b"1.0.0.mtree"),
         ],
+        [StaleName(folders["@meta"], b"1.0.0.json.sig")],
         [StaleName(folders["@snapshots"], b"a")],
         [StaleName(folders["@snapshots"], b"a"), StaleName(folders["@snapshots"], b"b")],
         [StaleName(folders["@snapshots"], b"b")],
