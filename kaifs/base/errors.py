@@ -347,10 +347,10 @@ class MountFailedError(KaifsError):
 
 
 class ForeignMountError(KaifsError):
-    """Something is mounted below a view that is to be switched."""
+    """Something is mounted inside a mount of which a view is to be switched."""
 
     code = "E138"
-    message = "Something is mounted inside the agent's current"
+    message = "Something else is mounted inside the mount"
     errno = errno.EBUSY
     hint = "unmount it first"
 
@@ -462,6 +462,36 @@ class SignersFileError(KaifsError):
     message = "Cannot read the trusted signers"
     errno = errno.EINVAL
     hint = "mend the line: nothing is trusted until then"
+
+
+# --- of quarantine and alerts --------------------------------------------------------------
+
+
+class NotInQuarantineError(KaifsError):
+    """Nothing with that reference is in quarantine."""
+
+    code = "E180"
+    message = "No such version in quarantine"
+    errno = errno.ENOENT
+    hint = "'kaifs quarantine list' shows what is"
+
+
+class StillDamagedError(KaifsError):
+    """A version in quarantine does not verify, so it stays there."""
+
+    code = "E181"
+    message = "Version is still damaged and stays in quarantine"
+    errno = errno.EIO
+    hint = "'kaifs remove' takes it away for good"
+
+
+class AlertSettingsError(KaifsError):
+    """The file that says who is told of damage cannot be used."""
+
+    code = "E182"
+    message = "Cannot use the settings of alerts"
+    errno = errno.EINVAL
+    hint = "mend alerts.toml in the store; it must belong to the store's owner, and be theirs alone"
 
 
 # --- of history and retention --------------------------------------------------------------

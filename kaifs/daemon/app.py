@@ -294,9 +294,9 @@ class _Daemon:
     # --- what others ask for ------------------------------------------------------------------
 
     def _context(self, caller: Caller) -> Context:
-        whole = not self._settings.options.agent
-        mountpoint = self._settings.mountpoint if whole else None
-        return Context(self._store, self._forest, caller, mountpoint)
+        mounted = self._settings.mountpoint
+        whole = None if self._settings.options.agent else mounted
+        return Context(self._store, self._forest, caller, whole, mounted)
 
     def _changed(self, change: Change) -> None:
         self._invalidator.changed(change)

@@ -17,8 +17,8 @@ from typing import Protocol
 
 import trio
 
-from kaifs.base.types import KernelNode
-from kaifs.store.changes import Change, VersionQuarantined
+from kaifs.base.types import TOP_INO, KernelNode, kernel_node
+from kaifs.store.changes import Change, HeadSwitched, VersionQuarantined
 from kaifs.views.namespace import Namespace
 from kaifs.views.stale import StaleName, stale_names
 
@@ -34,6 +34,10 @@ class Notifier(Protocol):
 
     def invalidate_inode(self, node: KernelNode) -> None:
         """Let the kernel forget the attributes and the listing of *node*."""
+        ...
+
+    def expire_names(self) -> None:
+        """Let the kernel look every name up again. Never blocks; only if `keeps_tops`."""
         ...
 
 
@@ -73,12 +77,26 @@ class Invalidator:
         """
         if self._namespace.acting:
             return
+        if isinstance(change, HeadSwitched) and self._namespace.keeps_tops:
+            self._switch(change)
+            return
         for stale in stale_names(self._namespace, change):
             self._put(stale)
         if isinstance(change, VersionQuarantined):
             # What the kernel has of its files must not be read any more, by whomever.
             for node in self._namespace.known.nodes_of(change.root):
                 self._put(_StaleNode(node))
+
+    def _switch(self, change: HeadSwitched) -> None:
+        """Let the kernel see another tree in the same folder, from one moment to the next."""
+        top = self._namespace.shown_node(kernel_node(change.new, TOP_INO))
+        with _forgiving():
+            self._notifier.expire_names()
+        # A directory has no dirty pages and no page that waits for a reply, so this one does
+        # not block. It comes again behind replies that are under way now.
+        with _forgiving():
+            self._notifier.invalidate_inode(top)
+        self._put(_StaleNode(top))
 
     def withdraw(self, parent: KernelNode, name: bytes, nodes: list[KernelNode]) -> None:
         """Let the kernel forget a view: its *name* with all names below, and its *nodes*' content.

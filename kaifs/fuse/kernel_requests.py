@@ -196,6 +196,7 @@ class Requests:
         if major != p.MAJOR or minor < p.OLDEST_MINOR:
             raise MountFailedError(f"the kernel speaks FUSE {major}.{minor}")
         self.minor = min(minor, p.MINOR)
+        self._handlers.namespace.keeps_tops = self.minor >= p.EPOCH_MINOR
         if flags & Init.INIT_EXT:
             (high,) = p.U32.unpack_from(request.view, p.BODY + p.INIT_IN.size)
             flags |= high << 32

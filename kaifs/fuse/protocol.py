@@ -12,6 +12,8 @@ MAJOR: Final = 7
 MINOR: Final = 45
 """Newest minor version that is known here; the kernel speaks the smaller of the two."""
 OLDEST_MINOR: Final = 31
+EPOCH_MINOR: Final = 44
+"""Since when all names can be made stale at once."""
 
 IN_HEADER: Final = Struct("=IIQQIIIHH")
 """len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding."""

@@ -62,6 +62,9 @@ class Nowhere:
     def invalidate_inode(self, node: KernelNode) -> None:
         """Nothing to do."""
 
+    def expire_names(self) -> None:
+        """Nothing to do."""
+
     def mount(self, mountpoint: Path, options: MountOptions) -> None:
         """Is never called."""
         raise AssertionError("there is nothing to mount")

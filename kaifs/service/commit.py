@@ -98,7 +98,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         require_trusted(context, agent, base)
     require_signer(context, agent, caller_signs=params.caller_signs)
     label = choose_label(store, agent, params.label, params.bump)
-    refuse_foreign_mounts(context, agent)
+    refuse_foreign_mounts(context)
     for _ in range(_TRIES):
         with context.frozen(agent.head) as ours:
             sealed, parent = yield from _merge(context, agent, snapshot, ours)

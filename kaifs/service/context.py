@@ -6,7 +6,7 @@ verbs; others only read, and only what modes let them read.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from kaifs.base.errors import AccessDeniedError
 from kaifs.base.types import RootId
 from kaifs.meta.records import AgentRecord, InodeRecord
+from kaifs.service.alerts import Alert
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.tree.manifest import Manifests
@@ -40,6 +41,10 @@ def this_caller() -> Caller:
     return Caller(os.geteuid(), os.getegid(), frozenset(os.getgroups()))
 
 
+def no_alert(alert: Alert) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """A store that is open, and the caller whose rights count."""
@@ -49,6 +54,10 @@ class Context:
     caller: Caller
     mountpoint: Path | None = None
     """Where the whole store is mounted, if it is."""
+    mounted: Path | None = None
+    """Where the store, an agent's folder or a view of it is mounted, if any is."""
+    alert: Callable[[Alert], None] = no_alert
+    """Tells administrators. Does not block and does not fail."""
 
     @property
     def manifests(self) -> Manifests:

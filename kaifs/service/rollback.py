@@ -164,7 +164,7 @@ def _roll_back(
     context.require_owner(agent)
     version = get_version(store, agent, params.version)
     with told.failing(SWITCH):
-        refuse_foreign_mounts(context, agent)
+        refuse_foreign_mounts(context)
     with told.failing(VALIDATE):
         clone = open_target(context, version)
     show_target(context, agent, version, clone)

@@ -50,7 +50,7 @@ def switch_current(
         ForeignMountError: something is mounted inside current.
         RollbackValidationError: the version is not what its record says.
     """
-    refuse_foreign_mounts(context, agent)
+    refuse_foreign_mounts(context)
     previous, old = agent.version, agent.head
     begin_switch(context, agent, version)
     try:
@@ -173,15 +173,18 @@ def _validate(context: Context, version: VersionRecord, clone: Tree) -> None:
         raise RollbackValidationError(text, cause=str(error.code)) from error
 
 
-def refuse_foreign_mounts(context: Context, agent: AgentRecord) -> None:
-    """Check that nothing is mounted inside an agent's current: a switch would detach it.
+def refuse_foreign_mounts(context: Context) -> None:
+    """Check that nothing is mounted inside the mount: a switch would detach it.
+
+    In whatever folder: with the switch the kernel looks every name up again, and a
+    name that is looked up again loses what is mounted on it.
 
     Raises:
         ForeignMountError: something is.
     """
-    if context.mountpoint is None:
+    if context.mounted is None:
         return
-    foreign = mounts_below(context.mountpoint / agent.name / "current")
+    foreign = mounts_below(context.mounted)
     if foreign:
         raise ForeignMountError(", ".join(str(mount.mountpoint) for mount in foreign))
 

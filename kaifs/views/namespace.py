@@ -40,6 +40,7 @@ from kaifs.base.errors import (
     StoreDamagedError,
 )
 from kaifs.base.types import (
+    MAX_INO,
     NAME_MAX,
     TOP_INO,
     Ino,
@@ -164,6 +165,9 @@ class Namespace:
     on_damage: Callable[[RootId, str], None] = lambda _root, _where: None
     """Called when a request meets damage: with the root, and with view and file in words."""
 
+    keeps_tops: bool = field(default=False, init=False)
+    """Whether `current` stays one node whatever tree it shows: a switch then makes every name that
+    the kernel remembers stale, at once."""
     known: KnownNodes = field(default_factory=KnownNodes, init=False)
     acting: bool = field(default=False, init=False)
     """Whether a request is changing the registry: the kernel updates its own cache then."""
@@ -229,11 +233,26 @@ class Namespace:
 
     def _inner(self, node: KernelNode) -> KernelNode:
         """Return the node that the kernel's *node* means."""
-        return self.scope_node() if node == ROOT_NODE and self.scope.agent else node
+        if node > MAX_INO:
+            return node
+        if node == ROOT_NODE:
+            return self.scope_node() if self.scope.agent else node
+        kind, number = split_virtual(Ino(node))
+        if kind is Kind.CURRENT:
+            return kernel_node(self._folders.agent(number).head, TOP_INO)
+        return node
 
     def shown_node(self, node: KernelNode) -> KernelNode:
-        """Return what the kernel calls *node*: the mount's root is an alias."""
-        return ROOT_NODE if self.scope.agent and node == self.scope_node() else node
+        """Return what the kernel calls *node*: the mount's root, and any current, is an alias."""
+        if self.scope.agent and node == self.scope_node():
+            return ROOT_NODE
+        root, ino = split_kernel_node(node)
+        if self.keeps_tops and ino == TOP_INO and root != VIRTUAL_ROOT:
+            agent_id = self._store.root(root).agent_id
+            agent = self._store.agent_by_id(agent_id)
+            if agent is not None and agent.head == root:
+                return virtual_node(Kind.CURRENT, agent_id)
+        return node
 
     def _split(self, node: KernelNode) -> tuple[RootId, Ino]:
         return split_kernel_node(self._inner(node))
@@ -389,7 +408,7 @@ class Namespace:
             uid, gid = self.squash.uid, self.squash.gid
         timeout_s = 0.0 if root in self.lent else FOREVER_S
         return Attributes(
-            node=self.shown_node(node) if self.scope.agent else node,
+            node=self.shown_node(node) if ino == TOP_INO else node,
             st_ino=ino if self.scope.view else stat_ino(self._store.slot_of(root), ino),
             mode=inode.mode,
             nlink=inode.nlink,

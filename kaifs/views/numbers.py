@@ -51,6 +51,8 @@ class Kind(IntEnum):
     """`AGENT/@quarantine/LABEL/`; root id of the version."""
     NOTE = 10
     """`AGENT/@quarantine/LABEL/quarantine.json`; root id of the version."""
+    CURRENT = 11
+    """`AGENT/current/`, where it stays the same node when it shows another tree; id of the agent."""
 
 
 def virtual_ino(kind: Kind, number: int) -> Ino:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kaifs.base.errors import ForeignMountError
 from kaifs.control.client import call
 from kaifs.service.rollback import Params as RollbackParams
 from kaifs.service.seal import Params as SealParams
@@ -20,6 +21,7 @@ ROLLBACKS = 20
 READER = """
 import json, os, sys
 
+FILES = 40
 current = sys.argv[1]
 last, troubles = None, []
 os.set_blocking(0, False)
@@ -30,12 +32,16 @@ while True:
     except BlockingIOError:
         pass
     try:
-        # By one path at a time, and all through one directory: never a mixture there.
-        text = open(f"{current}/f0").read()
+        text = open(f"{current}/tree/f0").read()
         if text != last:
             last = text
             print(text, flush=True)
-        folder = os.open(current, os.O_RDONLY | os.O_DIRECTORY)
+        # By paths: once the new state was seen, the old one is not seen again.
+        seen = [open(f"{current}/tree/f{number}").read() for number in range(FILES)]
+        if sum(one != other for one, other in zip(seen, seen[1:])) > 1:
+            troubles.append(f"back and forth: {seen}")
+        # All through one directory: never a mixture there.
+        folder = os.open(f"{current}/tree", os.O_RDONLY | os.O_DIRECTORY)
         texts = set()
         for name in os.listdir(f"/proc/self/fd/{folder}"):
             with open(os.open(name, os.O_RDONLY, dir_fd=folder)) as file:
@@ -60,10 +66,11 @@ def test_readers_see_the_old_state_or_the_new_one(site: Site, transport: str) ->
     site.mount(f"transport={transport}")
     (site.mountpoint / "agent").mkdir()
     for text, label in (("old", "1.0.0"), ("new", "1.1.0")):
+        (site.current / "tree").mkdir(exist_ok=True)
         for number in range(FILES):
-            (site.current / f"f{number}").write_text(text)
+            (site.current / f"tree/f{number}").write_text(text)
         call(site.store, "seal", SealParams(agent="agent", label=label))
-    inode = (site.current / "f0").stat().st_ino
+    inode = (site.current / "tree/f0").stat().st_ino
     readers = [
         subprocess.Popen(
             [sys.executable, "-c", READER, str(site.current)],
@@ -78,14 +85,33 @@ def test_readers_see_the_old_state_or_the_new_one(site: Site, transport: str) ->
     for number in range(ROLLBACKS):
         label, text = (("1.0.0", "old"), ("1.1.0", "new"))[number % 2]
         call(site.store, "rollback", RollbackParams(agent="agent", version=label))
-        assert (site.current / "f0").read_text() == text
+        assert (site.current / "tree/f0").read_text() == text
         # Each tells what it sees when that changes, once: the next switch waits for it.
         assert [said_by(reader) for reader in readers] == [text] * 2
 
     for reader in readers:
         troubles, _ = reader.communicate()
         assert json.loads(troubles) == []
-    assert (site.current / "f0").stat().st_ino == inode
+    assert (site.current / "tree/f0").stat().st_ino == inode
+
+
+@pytest.mark.parametrize("place", ["agent/current/folder", "other/current"])
+@pytest.mark.parametrize("transport", ["pyfuse3", "kernel"])
+def test_what_is_mounted_inside_is_not_detached(site: Site, transport: str, place: str) -> None:
+    """A switch would: the kernel looks every name up again, in whatever agent."""
+    site.mount(f"transport={transport}")
+    for agent in ("agent", "other"):
+        (site.mountpoint / agent).mkdir()
+        call(site.store, "seal", SealParams(agent=agent, label="1.0.0"))
+    (site.current / "folder").mkdir()
+    where = site.mountpoint / place
+    subprocess.run(["mount", "-t", "tmpfs", "test", where], check=True)
+    try:
+        with pytest.raises(ForeignMountError):
+            call(site.store, "rollback", RollbackParams(agent="agent", version="1.0.0"))
+        (where / "file").touch()
+    finally:
+        subprocess.run(["umount", where], check=True)
 
 
 def test_what_was_written_before_a_rollback_is_in_the_backup(mounted: Site) -> None:

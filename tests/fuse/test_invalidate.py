@@ -9,8 +9,10 @@ import trio
 
 from kaifs.base.types import KernelNode
 from kaifs.fuse.invalidate import Invalidator
-from kaifs.store.changes import AgentAdded
+from kaifs.store.changes import AgentAdded, HeadSwitched
 from kaifs.views.namespace import MountScope, Namespace
+from kaifs.views.numbers import Kind, virtual_node
+from tests.views.conftest import Site
 
 
 class Diary:
@@ -28,9 +30,30 @@ class Diary:
         self.told.append((node,))
         self._fail()
 
+    def expire_names(self) -> None:
+        self.told.append(())
+        self._fail()
+
 
 def namespace_of_all(*, acting: bool = False) -> Namespace:
     return cast("Namespace", SimpleNamespace(scope=MountScope(), acting=acting))
+
+
+async def test_a_switch_of_a_top_that_stays_is_told_before_the_change_returns(site: Site) -> None:
+    """From one moment to the next, by no thread: then the listing, and again behind the queue."""
+    diary = Diary()
+    namespace = site.namespace()
+    namespace.keeps_tops = True
+    invalidator = Invalidator(namespace, diary)
+    agent = site.store.get_agent("bot")
+    top = virtual_node(Kind.CURRENT, agent.agent_id)
+
+    invalidator.changed(HeadSwitched(agent.agent_id, agent.head, agent.head))
+
+    assert diary.told[:2] == [(), (top,)]
+    await invalidator.wait_idle()
+    assert diary.told == [(), (top,), (top,)]
+    invalidator.stop()
 
 
 async def test_each_name_is_told_with_its_listing_and_in_order() -> None:

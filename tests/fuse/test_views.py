@@ -3,13 +3,16 @@
 import errno
 import mmap
 import os
+import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.fuse.abilities import can
 from tests.fuse.conftest import MountedStore
 from tests.fuse.system_calls import STRANGER, as_stranger
 
@@ -457,3 +460,113 @@ def test_git_works_in_current(mounted: MountedStore) -> None:
 
     status = subprocess.run([*git, "status", "--porcelain"], check=True, capture_output=True)
     assert status.stdout == b""
+
+
+# --- the switch -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def versions(mounted: MountedStore) -> MountedStore:
+    """Two versions, of which current shows the second: file and folder/file say which."""
+    (mounted.current / "folder").mkdir()
+    for text, label in (("old", "1.0.0"), ("new", "1.1.0")):
+        for name in ("file", "folder/file"):
+            (mounted.current / name).write_text(text)
+        (mounted.current / text).touch()
+        mounted.seal(label)
+    return mounted
+
+
+SEEN = """
+import os, sys
+for _ in sys.stdin:
+    try:
+        print(open("file").read(), *sorted(os.listdir(".")), os.getcwd(), flush=True)
+    except OSError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["cwd", "bind mount", "directory"])
+def test_a_place_in_the_top_of_current_follows_a_switch(
+    transport: str, versions: MountedStore, tmp_path: Path, how: str
+) -> None:
+    """With one node for ever; else the place stays on the old view, whole."""
+    place = versions.current
+    if how == "bind mount":
+        place = tmp_path / "bound"
+        place.mkdir()
+        subprocess.run(["mount", "--bind", versions.current, place], check=True)
+    try:
+        if how == "directory":
+            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            versions.ask("rollback", "bot", "1.0.0")
+            with open(os.open("file", os.O_RDONLY, dir_fd=fd)) as file:
+                seen = [file.read(), *sorted(os.listdir(fd))]
+            os.close(fd)
+        else:
+            with subprocess.Popen(
+                [sys.executable, "-c", SEEN],
+                cwd=place,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as process:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                print(file=process.stdin, flush=True)
+                assert process.stdout.readline().split()[0] == "new"
+                versions.ask("rollback", "bot", "1.0.0")
+                print(file=process.stdin, flush=True)
+                *seen, cwd = process.stdout.readline().split()
+                assert cwd == str(place) or not can(transport, "switch by epoch")
+    finally:
+        if how == "bind mount":
+            subprocess.run(["umount", place], check=True)
+
+    if can(transport, "switch by epoch"):
+        assert seen == ["old", "file", "folder", "old"]
+    else:
+        assert seen[0] in ("new", "[Errno")
+    assert (versions.current / "folder/file").read_text() == "old"
+
+
+def test_open_files_and_folders_below_stay_on_the_old_view(versions: MountedStore) -> None:
+    folder = os.open(versions.current / "folder", os.O_RDONLY | os.O_DIRECTORY)
+    with (versions.current / "file").open() as file:
+        versions.ask("rollback", "bot", "1.0.0")
+
+        assert file.read() == "new"
+        with open(os.open("file", os.O_RDONLY, dir_fd=folder)) as below:
+            assert below.read() == "new"
+    os.close(folder)
+    assert (versions.current / "file").read_text() == "old"
+
+
+def test_current_keeps_its_number_and_shows_new_attributes(versions: MountedStore) -> None:
+    versions.current.chmod(0o700)
+    before = versions.current.stat()
+
+    versions.ask("rollback", "bot", "1.0.0")
+
+    after = versions.current.stat()
+    assert after.st_ino == before.st_ino
+    assert stat.S_IMODE(after.st_mode) == 0o755
+    assert os.getxattr(versions.current, "user.kaifs.version") == b"1.0.0"
+    (versions.current / "made").write_text("after")
+    assert (versions.current / "../current/made").read_text() == "after"
+
+
+def test_many_switches_leave_nothing_behind(versions: MountedStore) -> None:
+    heads = set()
+    for number in range(20):
+        label, text = (("1.0.0", "old"), ("1.1.0", "new"))[number % 2]
+        heads.add(versions.ask("head", "bot"))
+        versions.ask("rollback", "bot", label)
+        assert (versions.current / "folder/file").read_text() == text
+        assert text in os.listdir(versions.current)
+
+    assert len(heads) == 20
+    subprocess.run(["sync"], check=True)
+    assert (versions.current / "file").read_text() == "new"
