@@ -27,7 +27,7 @@ from kaifs.service.record import (
     record_hash,
 )
 from kaifs.service.signing import ask_signature, sign_record
-from kaifs.service.steps import Item, Progress, Step
+from kaifs.service.steps import Commit, Item, Progress, Step
 from kaifs.store.store import Store
 from kaifs.tree.seal import SealedTree, seal
 from kaifs.tree.tree import Tree
@@ -175,6 +175,9 @@ def draft_version(
         ),
         dependencies=facts.dependencies,
     )
+    if context.store.wants_commit(sealed.tree.root):
+        # Else all of the tree would go into the journal when the version shows.
+        yield Commit()
     return Draft(label, sealed, encode_record(record), created_ns)
 
 

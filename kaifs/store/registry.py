@@ -736,6 +736,17 @@ class Registry:
         """Return whether the journal, on top of the last epoch, leads to the tree of *root*."""
         return root.log is not None or root.changed_in <= self.saved
 
+    def wants_commit(self, root: Root) -> bool:
+        """Return whether *root*, which is being built, should be in an epoch before it shows.
+
+        If it is not, its whole tree goes into the journal when it does.
+        """
+        return self.journal is not None and not self._is_known(root) and not self._has_base(root)
+
+    def _has_base(self, root: Root) -> bool:
+        # An epoch that was taken since may have any state in between, and replay begin with it.
+        return root.base != NO_NODE and root.base_in == self.nodes.taking
+
     def _publish(self, root: Root) -> None:
         """Put the tree of a root that was being built into the journal, if no epoch has it."""
         assert self.journal is not None
@@ -744,11 +755,10 @@ class Registry:
         if is_known:
             return
         assert root.log is not None
-        if root.base != NO_NODE and root.base_in == self.nodes.taking:
+        if self._has_base(root):
             for key, _, value in differing(self.nodes, root.base, root.top):
                 root.log.put(key, value)
         else:
-            # Replay may begin with any state that the root had in between.
             self.journal.add(MADE, root.root_id)
             for key, value in items(self.nodes, root.top):
                 root.log.put(key, value)

@@ -370,7 +370,7 @@ class CoreMachine(RuleBasedStateMachine):
         name=names,
         new_parent=choices,
         new_name=names,
-        flags=st.sampled_from(list(RenameFlags) + [RenameFlags.NONE] * 2),
+        flags=st.sampled_from([*[RenameFlags.NONE] * 3, NOREPLACE, EXCHANGE]),
     )
     def rename(
         self,
