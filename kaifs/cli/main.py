@@ -47,6 +47,8 @@ VERBS: Final = {
     "prune": "take away the versions that no rule keeps",
     "sign": "sign a version",
     "key": "show or change the keys that sign and are trusted",
+    "verify": "check that versions are what they were",
+    "quarantine": "list, add or release versions that are set aside",
     "policy": "show or set what is demanded of versions",
     "gc": "free what nothing reaches",
     "fsck": "check the store",

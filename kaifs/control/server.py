@@ -57,6 +57,7 @@ from kaifs.service.context import Caller, Context
 from kaifs.service.steps import (
     Commit,
     End,
+    Exclusive,
     Flush,
     Item,
     Output,
@@ -347,7 +348,7 @@ class _Conversation:
     ) -> msgspec.Struct:
         context = self._services.context(caller)
         steps = verb.run(context, params)
-        is_asked = False
+        is_asked = is_exclusive = False
         try:
             step = next(steps)
             while True:
@@ -370,6 +371,9 @@ class _Conversation:
                         await self._services.barrier()
                     case Commit():
                         await self._services.commit()
+                    case Exclusive() if not verb.changes and not is_exclusive:
+                        await self._services.changing.acquire()
+                        is_exclusive = True
                     case Work(run=work):
                         await trio.to_thread.run_sync(work)
                     case Progress():
@@ -386,6 +390,8 @@ class _Conversation:
         finally:
             # On an error or a client that is gone, this is what undoes the verb's work.
             steps.close()
+            if is_exclusive:
+                self._services.changing.release()
 
     # --- the connection ------------------------------------------------------------------
 

@@ -136,6 +136,17 @@ class Index:
         """Return the version of the LMDB engine, such as `0.9.36`."""
         return self._main.engine_version()
 
+    def copies(self, table: Table, key: bytes) -> list[bytes]:
+        """Return the records at *key* that are sound, that of the main copy first."""
+        found = []
+        with self._writing:
+            for copy in (self._main, self._mirror):
+                with suppress(StoreDamagedError):
+                    record = copy.get(table, key)
+                    if record is not None:
+                        found.append(record)
+        return found
+
     def faults(self, table: Table, key: bytes) -> list[str]:
         """Return what is wrong with the record at *key* in one copy or both, a line each.
 

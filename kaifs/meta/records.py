@@ -155,6 +155,8 @@ class VerifiedRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknow
     """Fingerprint of the nodes of its tree."""
     segments: tuple[SegmentState, ...]
     """Of every segment that holds a block of it, by segment."""
+    notes: tuple[tuple[int, int], ...] = ()
+    """Inode numbers of what was not as it should be, and how, as `verify` counts it."""
 
 
 class SnapshotRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):

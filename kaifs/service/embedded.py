@@ -1,5 +1,6 @@
 """Runs a verb on a store in this process, when no daemon serves it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from kaifs.service.switching import finish_due_backups
 from kaifs.service.verbs import VERBS, Verb
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
+
+
+# A verb in a user's process logs nothing unless the program that it is in wants that.
+logging.getLogger("kaifs").addHandler(logging.NullHandler())
 
 
 def run_embedded(

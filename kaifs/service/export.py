@@ -56,7 +56,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         size = 0
         batch = bytearray()
         yield Progress(0, total, "bytes", "exporting")
-        for item in _items(tree):
+        for item in tree_items(tree):
             batch += frame_item(item)
             if isinstance(item, Entry):
                 files += 1
@@ -71,7 +71,8 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     return Result(reference=str(target), files=files, size=size)
 
 
-def _items(tree: Tree) -> Iterator[Item]:
+def tree_items(tree: Tree) -> Iterator[Item]:
+    """Yield the items that a tree consists of, and the end."""
     seen: set[Ino] = set()
     for found in tree.walk():
         yield _entry(tree, found)

@@ -9,6 +9,7 @@ owns the store sees items alone, and has signatures made by yielding `Sign`.
 
 import struct
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import msgspec
@@ -106,7 +107,22 @@ class Commit(msgspec.Struct, frozen=True, array_like=True, tag="commit"):
     """The verb needs what it has changed so far to be durable before it goes on."""
 
 
-Step: TypeAlias = Progress | Output | Want | Sign | Flush | Commit
+class Exclusive(msgspec.Struct, frozen=True, array_like=True, tag="exclusive"):
+    """The verb changes more than single files from here to its end: no other verb does meanwhile.
+
+    For a verb that finds out only on its way that it does.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The verb needs this done before it goes on. It may run on any thread: it takes long and
+    touches nothing that the verb or anybody else changes meanwhile."""
+
+    run: Callable[[], None]
+
+
+Step: TypeAlias = Progress | Output | Want | Sign | Flush | Commit | Exclusive | Work
 Source: TypeAlias = Iterator[Item]
 OnProgress: TypeAlias = Callable[[Progress], None]
 OnOutput: TypeAlias = Callable[[bytes], None]

@@ -26,6 +26,14 @@ def path_text(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
+def printable_text(text: str) -> str:
+    r"""Return *text* in one line, what a terminal would obey as `\xNN` or `\uNNNN`."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def quote_path(path: bytes) -> bytes:
     r"""Return *path* for a line of text: in quotes with C escapes if a line could not hold it.
 

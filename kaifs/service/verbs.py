@@ -64,6 +64,10 @@ VERBS: Final = {
         Verb("manifest", "manifest", flush=True),
         Verb("policy", "policy", changes=True),
         Verb("prune", "prune", changes=True),
+        Verb("quarantine-add", "quarantine_add", changes=True),
+        Verb("quarantine-list", "quarantine_list"),
+        # Not `changes`: they read for long, and change only at their end, by themselves.
+        Verb("quarantine-release", "quarantine_release"),
         Verb("rebase", "rebase", flush=True, changes=True),
         Verb("remove", "remove", changes=True),
         Verb("repair", "repair", changes=True, alone=True),
@@ -76,6 +80,7 @@ VERBS: Final = {
         Verb("status", "status"),
         # Not `changes`: it lasts as long as the tests do, and commits by itself.
         Verb("test", "testing", flush=True),
+        Verb("verify", "verify", flush=True),
     )
 }
 """Every verb that works on an open store."""
