@@ -23,9 +23,8 @@ from kaifs.service.steps import (
 )
 from kaifs.service.switching import finish_due_backups
 from kaifs.service.verbs import VERBS, Verb
-from kaifs.store.store import Store
+from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.forest import Forest
-
 
 # A verb in a user's process logs nothing unless the program that it is in wants that.
 logging.getLogger("kaifs").addHandler(logging.NullHandler())
@@ -49,7 +48,7 @@ def run_embedded(
         KaifsError: the verb refuses, or the store cannot be opened.
     """
     found = VERBS[verb]
-    store = Store.open(store_path)
+    store = Store.open(store_path, options=StoreOptions(accept_loss=found.alone))
     try:
         forest = Forest(store)
         context = Context(store, forest, this_caller())
