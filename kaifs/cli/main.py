@@ -19,6 +19,8 @@ EXIT_BUG: Final = 70
 """Source: EX_SOFTWARE of sysexits.h."""
 EXIT_INTERRUPTED: Final = 130
 EXIT_BROKEN_PIPE: Final = 141
+COMPLETE: Final = "__complete"
+"""By which shells ask what could come next. It is in no help."""
 MOUNT_HELPER: Final = "mount.kaifs"
 EXIT_MOUNT_FAILURE: Final = 32
 """Source: mount(8), exit status; what its helpers answer."""
@@ -52,6 +54,8 @@ VERBS: Final = {
     "policy": "show or set what is demanded of versions",
     "gc": "free what nothing reaches",
     "fsck": "check the store",
+    "doctor": "tell what this machine lacks",
+    "completion": "print what a shell needs to complete commands",
 }
 """What each verb does, in the order of the help."""
 
@@ -66,6 +70,15 @@ class _VerbParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # typeshed's overloads say the same in pieces
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
+        self.learn()
+        arguments, command = self._split_command(list(args or []))
+        found, rest = super().parse_known_args(arguments, namespace)
+        if command is not None:
+            found.command = command
+        return found, rest
+
+    def learn(self) -> None:
+        """Declare the arguments, if that is still to be done."""
         if self._module:
             module = import_module(self._module)
             self._module = ""
@@ -73,11 +86,6 @@ class _VerbParser(argparse.ArgumentParser):
             self.formatter_class = argparse.RawDescriptionHelpFormatter
             module.configure(self)
             self.set_defaults(run=module.run)
-        arguments, command = self._split_command(list(args or []))
-        found, rest = super().parse_known_args(arguments, namespace)
-        if command is not None:
-            found.command = command
-        return found, rest
 
     def _split_command(self, arguments: list[str]) -> tuple[list[str], list[str] | None]:
         """Return what is before and after the first `--`, for a verb that runs a command.
@@ -99,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if arguments[:1] == [COMPLETE]:
+        from kaifs.cli.candidates import print_candidates
+
+        return print_candidates(make_parser(), arguments[1:])
     args = _parse(arguments)
     if is_helper:
         args.trouble = EXIT_MOUNT_FAILURE
@@ -121,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of whole command lines."""
     common = _VerbParser(add_help=False, argument_default=argparse.SUPPRESS)
     add_common(common)
     parser = argparse.ArgumentParser(
@@ -133,8 +146,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     for verb, does in VERBS.items():
         verbs.add_parser(verb, help=does, parents=[common], module=f"kaifs.cli.{_module(verb)}")
+    return parser
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     namespace = argparse.Namespace(store=None, json=False, quiet=False, trouble=EXIT_FAILURE)
-    return parser.parse_args(arguments, namespace)
+    return make_parser().parse_args(arguments, namespace)
 
 
 def _module(verb: str) -> str:

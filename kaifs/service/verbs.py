@@ -52,6 +52,7 @@ VERBS: Final = {
     verb.name: verb
     for verb in (
         Verb("commit", "commit", flush=True, changes=True),
+        Verb("complete", "complete"),
         Verb("diff", "diff", flush=True),
         Verb("discard", "discard", changes=True),
         Verb("export", "export", flush=True),
