@@ -269,6 +269,20 @@ class Segments:
         if magic != SEGMENT_MAGIC or uuid != self._uuid or number != segment:
             raise StoreDamagedError(f"segment {name} is not of this store")
 
+    def files(self) -> list[SegmentId]:
+        """Return the segments that have a file, named by a commit or not."""
+        stems = [name.partition(".") for name in self._device.names()]
+        return [
+            SegmentId(int(stem))
+            for stem, _, suffix in stems
+            if suffix == "seg" and stem.isdecimal()
+        ]
+
+    def find_size(self, segment: SegmentId) -> int | None:
+        """Return the bytes of a segment's file, None if there is none."""
+        name = segment_name(segment)
+        return self._device.size(name) if name in self._device.names() else None
+
     def write_record_header(self, segment: SegmentId, offset: int, header: RecordHeader) -> None:
         """Write the header of the record at *offset* anew; its stored bytes are not touched."""
         self._device.write(segment_name(segment), offset, encode_record_header(header))

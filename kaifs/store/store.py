@@ -76,6 +76,8 @@ class StoreOptions:
     journal: bool = False
     """Keep a journal. For a process that acknowledges changes one by one; one that does a single
     thing and commits it, or nothing of it, needs none."""
+    accept_loss: bool = False
+    """Open a store also where segments or counters that were committed are gone. For repair."""
 
 
 @dataclass(slots=True)
@@ -143,6 +145,7 @@ class Store(Registry):
         self.clock = clock
         self.superblock = superblock
         self._lock = lock
+        self._accepts_loss = options.accept_loss
         self.database = database
         self.pending = Pending(self.database)
         self.segments = segments
@@ -289,10 +292,7 @@ class Store(Registry):
         return self._lock.fd
 
     def _load_counters(self) -> CounterRecord:
-        value = self.pending.get(Table.META, _COUNTERS_KEY)
-        if value is None:
-            raise StoreDamagedError(f"{self.path}: index has no counters")
-        counters = COUNTERS.decode(value)
+        counters = self._read_counters()
         if counters.uuid != self.superblock.uuid:
             raise StoreDamagedError(f"{self.path}: index is of another store")
         self.epoch = counters.epoch
@@ -302,6 +302,18 @@ class Store(Registry):
         self.next_agent = counters.agent
         self.sequence = counters.journal
         return counters
+
+    def _read_counters(self) -> CounterRecord:
+        try:
+            value = self.pending.get(Table.META, _COUNTERS_KEY)
+            if value is not None:
+                return COUNTERS.decode(value)
+        except StoreDamagedError:
+            if not self._accepts_loss:
+                raise
+        if not self._accepts_loss:
+            raise StoreDamagedError(f"{self.path}: index has no counters")
+        return _first_counters(self.superblock.uuid)
 
     def _recover(self) -> None:
         """Replay what was acknowledged after the last epoch, and cut off the rest."""
@@ -337,14 +349,36 @@ class Store(Registry):
     def _committed_segments(self) -> dict[SegmentId, int]:
         committed: dict[SegmentId, int] = {}
         self.payload.live.clear()
-        for key in self.pending.keys(Table.SEGMENTS):
-            segment = SegmentId(int.from_bytes(key, "big"))
+        segments = {
+            SegmentId(int.from_bytes(key, "big")) for key in self.pending.keys(Table.SEGMENTS)
+        }
+        if self._accepts_loss:
+            # A file that the index has forgotten would be deleted otherwise.
+            segments |= {one for one in self.segments.files() if one < self._ids.segment}
+        for segment in sorted(segments):
+            record = self._read_segment(segment)
+            if record is not None:
+                committed[segment] = record.size
+                self.payload.live[segment] = record.live
+        return committed
+
+    def _read_segment(self, segment: SegmentId) -> SegmentRecord | None:
+        """Return what was committed of *segment*, or as much of that as there is, if that will do."""
+        key = segment.to_bytes(8, "big")
+        if not self._accepts_loss:
             value = self.pending.get(Table.SEGMENTS, key)
             assert value is not None
-            record = SEGMENT.decode(value)
-            committed[segment] = record.size
-            self.payload.live[segment] = record.live
-        return committed
+            return SEGMENT.decode(value)
+        size = self.segments.find_size(segment)
+        if size is None:
+            self.pending.delete(Table.SEGMENTS, key)
+            return None
+        try:
+            # Nothing, or what cannot be decoded: the file's own size has to do.
+            record = SEGMENT.decode(self.pending.get(Table.SEGMENTS, key) or b"")
+        except StoreDamagedError:
+            return SegmentRecord(size, 0)
+        return SegmentRecord(min(size, record.size), record.live)
 
     def _cut_segments(self, committed: dict[SegmentId, int]) -> int:
         return self.segments.recover(committed, SegmentId(max(committed, default=0)))
@@ -575,11 +609,15 @@ class Store(Registry):
         self.payload.revived = None
 
 
+def _first_counters(uuid: bytes) -> CounterRecord:
+    return CounterRecord(uuid, 0, 1, 1, 1, 1, 1, 1, 1, 1)
+
+
 def _write_new_store(path: Path, clock: Clock, options: StoreOptions) -> None:
     for folder in _FOLDERS:
         (path / folder).mkdir(mode=0o700)
     superblock = Superblock(secrets.token_bytes(16), clock.now_ns())
-    counters = CounterRecord(superblock.uuid, 0, 1, 1, 1, 1, 1, 1, 1, 1)
+    counters = _first_counters(superblock.uuid)
     database = Index(path / INDEX_FOLDER, map_size=options.map_size, create=True)
     try:
         database.write({Table.META: {_COUNTERS_KEY: COUNTERS.encode(counters)}})

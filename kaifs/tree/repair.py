@@ -189,7 +189,11 @@ class _Round:
                 record = places[block][-1]
                 pending.put(Table.BLOCKS, key, BLOCK.encode(record))
                 self._note(f"block {block}: found in segment {record.segment}")
-            known[block] = record
+            if block not in places and self._is_outside(record):
+                pending.delete(Table.BLOCKS, key)
+                self._note(f"block {block}: is lost with segment {record.segment}")
+            else:
+                known[block] = record
         # Among them are some that gc has freed: it will do so again.
         for block in sorted(places.keys() - known.keys()) if 4 in self._numbers else ():
             known[block] = places[block][-1]
@@ -201,6 +205,10 @@ class _Round:
         self._set_digests({key: b"".join(map(block_key, ids)) for key, ids in digests.items()})
         self._count_live(known)
         store.payload.abandon()
+
+    def _is_outside(self, record: BlockRecord) -> bool:
+        size = self._store.segments.sizes.get(record.segment, 0)
+        return record.offset + record_size(record.stored_size) > size
 
     def _mend_headers(self) -> None:
         """Write the headers of records anew whose payload is what the index says."""
@@ -242,7 +250,8 @@ class _Round:
                     header.codec,
                     header.checksum,
                 )
-                places.setdefault(header.block, []).append(record)
+                if not self._is_outside(record):
+                    places.setdefault(header.block, []).append(record)
         return places
 
     def _headers(self, segment: SegmentId) -> Iterable[tuple[int, RecordHeader]]:

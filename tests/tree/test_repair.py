@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kaifs.base.errors import ChecksumMismatchError, StoreDamagedError
 from kaifs.base.types import TOP_INO
 from kaifs.meta import keys
 from kaifs.meta.database import Table
 from kaifs.meta.records import encode_dentry
 from kaifs.store.nodes import node_key
-from kaifs.store.store import Store
+from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.fsck import Finding, check
 from kaifs.tree.repair import Repaired, repair_steps
 from tests.tree.grove import exhaust
@@ -188,3 +190,57 @@ def test_a_tree_that_nothing_names_becomes_a_snapshot(head: Patient) -> None:
     assert repaired.left == []
     found = head.store.snapshots(head.grove.agent.agent_id)
     assert root in {snapshot.root for snapshot in found}
+
+
+# --- stores that cannot be opened as they are -------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [None, 0, 65, 4000])
+def test_a_segment_that_is_missing_or_cut_off_costs_the_files_in_it(
+    head: Patient, size: int | None
+) -> None:
+    """The rest of the store can be used again."""
+    segment = head.segment
+    head.store.close(commit=False)
+    if size is None:
+        segment.unlink()
+    else:
+        os.truncate(segment, size)
+    with pytest.raises(StoreDamagedError):
+        Store.open(head.grove.path)
+    options = StoreOptions(accept_loss=True)
+    head.store = Store.open(head.grove.path, clock=head.grove.clock, options=options)
+
+    repaired = repair(head.store)
+
+    assert {finding.number for finding in repaired.left} == {4}
+    head.grove.store = head.store
+    head.grove.reopen(commit=False)
+    head.store = head.grove.store
+    tree = head.grove.current
+    assert tree.read(tree.resolve(b"many/file 7"), 0, 99) == b"7"
+    with pytest.raises(ChecksumMismatchError):
+        tree.read(tree.resolve(b"later"), 0, 99)
+    head.grove.put(b"new", b"n" * 9000)
+    head.grove.reopen()
+    head.store = head.grove.store
+    tree = head.grove.current
+    assert tree.read(tree.resolve(b"new"), 0, 9000) == b"n" * 9000
+
+
+@pytest.mark.parametrize("table", [Table.META, Table.SEGMENTS, Table.BLOCKS, Table.DIGESTS])
+def test_a_table_that_is_gone_from_both_copies_is_made_anew(head: Patient, table: Table) -> None:
+    gone = dict.fromkeys(head.store.database.scan(table))
+    head.store.database.write({table: gone})
+    head.store.close(commit=False)
+    options = StoreOptions(accept_loss=True)
+    head.store = Store.open(head.grove.path, clock=head.grove.clock, options=options)
+
+    repaired = repair(head.store)
+
+    assert (repaired.left, bool(repaired.done)) == ([], True)
+    head.grove.store = head.store
+    head.grove.reopen(commit=False)
+    head.store = head.grove.store
+    tree = head.grove.current
+    assert tree.read(tree.resolve(b"d/e/file"), 0, len(PAYLOAD)) == PAYLOAD
