@@ -129,7 +129,13 @@ class Nodes:
         for node_id, node in self._dirty.items():
             self._pending.put(Table.NODES, node_key(node_id), encode_node(node))
             node.dirty = False
+            # It was counted when it came, and has grown since. What is counted twice makes
+            # the next sweep come early, and that counts anew.
+            self._memory += node.memory
         self._dirty.clear()
+        self._shrink_at = self._cache_bytes
+        if self._memory > self._shrink_at:
+            self._shrink()
         self._first_of_epoch = self.next_node
         self.taking += 1
 

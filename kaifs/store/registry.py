@@ -331,9 +331,9 @@ class Registry:
                     raise VersionExistsError(f"{agent.name}@{taken}{where}")
 
     def add_version(self, version: VersionRecord) -> None:
-        """Add a version whose root is sealed already."""
+        """Add a version; its root, of which every digest is known, is sealed from here on."""
         root = self.root(version.root)
-        assert root.state is RootState.SEALED, "a version's root is sealed"
+        self.set_root_state(root, RootState.SEALED)
         self.own_root(root, RootKind.VERSION, version.agent_id, version.label, self.new_slot())
         key = _owned(version.agent_id, version.label)
         self.pending.put(Table.VERSIONS, key, VERSION.encode(version))

@@ -1,6 +1,7 @@
 """Sealing: a tree becomes immutable, in canonical blocks, with every SHA-256 known.
 
-What is sealed is a clone, so the source stays writable all the time. Each file
+What is sealed is a clone, so the source stays writable all the time. Until somebody
+shows it, it is a root that is being built: one that a crash leaves is dropped. Each file
 that changed since the base is read once; in that pass its SHA-256 is computed
 and its bytes are cut into canonical chunks, which the source then shares.
 """
@@ -15,7 +16,7 @@ from kaifs.base.digest import Sha256, sha256
 from kaifs.base.types import BlockId, Ino
 from kaifs.blocks.chunking import INLINE_MAX, Chunker
 from kaifs.meta import keys
-from kaifs.meta.records import INODE, Extent, InodeRecord, RootState
+from kaifs.meta.records import INODE, Extent, InodeRecord
 from kaifs.tree.diff import changed_inos, directories_to_render
 from kaifs.tree.forest import Forest
 from kaifs.tree.manifest import Manifests
@@ -28,7 +29,7 @@ _WALKED_AT_ONCE = 2000
 
 @dataclass(frozen=True, slots=True)
 class SealedTree:
-    """A tree that never changes again, of nobody yet."""
+    """A tree that nobody changes any more, of nobody yet and so still being built."""
 
     tree: Tree
     hash: str
@@ -68,7 +69,6 @@ def seal(
             forest.store.adopt_nodes(source.root, tree.root)
         else:
             _adopt_content(source, tree, before)
-    forest.store.set_root_state(tree.root, RootState.SEALED)
     return SealedTree(tree, *digests)
 
 
