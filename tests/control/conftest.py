@@ -18,7 +18,17 @@ from kaifs.control.messages import AttachParams, AttachResult, ShutdownParams, S
 from kaifs.control.server import Passed, Services, serve
 from kaifs.linux.sockets import listen_at
 from kaifs.service.context import Caller, Context
-from kaifs.service.steps import End, Flush, Item, Output, Progress, Step, Want
+from kaifs.service.steps import (
+    End,
+    Flush,
+    Item,
+    Output,
+    Progress,
+    Sign,
+    Signature,
+    Step,
+    Want,
+)
 from kaifs.service.verbs import VERBS, Verb
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
@@ -133,6 +143,15 @@ def trial() -> Iterator[list[Served]]:
                         text += "None" if item is None else type(item).__name__
                         if item is None:
                             break
+                    if params.size:
+                        answer = yield Sign(b"record")
+                        text += "None" if answer is None else type(answer).__name__
+                case "sign":
+                    for turn in range(params.size):
+                        answer = yield Sign(b"record %d" % turn)
+                        text += "None" if answer is None else type(answer).__name__
+                        if isinstance(answer, Signature):
+                            text += answer.armored.decode()
                 case "for ever":
                     while True:
                         yield Progress(0, 0, "files", "waiting")
