@@ -8,6 +8,7 @@ only after the old block's checksum was verified and its bytes were compared.
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Protocol
 
 from kaifs.base.digest import checksum
@@ -232,6 +233,38 @@ class Payload:
             ),
         )
         return True
+
+    def heal(self, block: BlockId) -> bool:
+        """Append *block* anew with the payload of one that has its checksum.
+
+        There is one where the same bytes were written again after the damage was met (see
+        `put`). A checksum is no proof of equality: what a version seals is proven by its
+        SHA-256, when it is verified.
+
+        Returns:
+            Whether there was one.
+
+        Raises:
+            NoSpaceError, StoreIOError: the disk refuses.
+        """
+        damaged = self.record(block)
+        payload = self._cache.get(block) or self._find_twin(block, damaged.checksum)
+        if payload is None:
+            return False
+        codec, stored = self._compressor.encode(payload)
+        header = RecordHeader(block, codec, len(stored), len(payload), damaged.checksum)
+        segment, offset = self._append_record(header, stored)
+        self.live[damaged.segment] -= record_size(damaged.stored_size)
+        record = BlockRecord(segment, offset, len(stored), len(payload), codec, damaged.checksum)
+        self._set_record(block, record)
+        return True
+
+    def _find_twin(self, block: BlockId, digest: bytes) -> bytes | None:
+        for other in split_ids(self._pending.get(Table.DIGESTS, digest)):
+            if other != block:
+                with suppress(ChecksumMismatchError, StoreIOError):
+                    return self.read_stored(self.record(other))
+        return None
 
     def forget(self, block: BlockId) -> int:
         """Delete *block* from the index. Return the bytes that this frees in its segment."""
