@@ -63,8 +63,12 @@ def call(
 
 def find_daemon(store: Path) -> DaemonInfo | None:
     """Return the daemon that serves *store*, None if none does."""
-    if not (store / "run" / "daemon.json").exists():
-        # Most embedded uses end here, before the client's imports.
+    try:
+        if not (store / "run" / "daemon.json").exists():
+            # Most embedded uses end here, before the client's imports.
+            return None
+    except PermissionError:
+        # Whoever is kept out of the folder is told so when they open the store.
         return None
     from kaifs.control.client import find_daemon as find
 

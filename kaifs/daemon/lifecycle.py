@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 from urllib.parse import unquote
 
 from kaifs.base.errors import (
+    AccessDeniedError,
     DaemonError,
     KaifsError,
     MountBusyError,
@@ -126,6 +127,7 @@ def served(store: Path) -> Iterator[None]:
     Raises:
         StoreNotFoundError: There is no such store.
         StoreBusyError: Another process has the store.
+        AccessDeniedError: No daemon runs, and the caller may not start one.
         MountFailedError: The system refuses.
     """
     try:
@@ -141,9 +143,12 @@ def served(store: Path) -> Iterator[None]:
 
 def _join(store: Path, kept: contextlib.ExitStack) -> bool:
     """Enter into *kept* what lets a daemon be there; return whether there is one."""
-    run_folder(store).mkdir(mode=0o700, exist_ok=True)
+    info = find_daemon(store)
+    if info is not None and info.mounts:
+        # Nothing to hold: also for those who may use the daemon and not start one.
+        return True
     # Two who start one at once: the second waits, and finds that of the first.
-    with open(run_folder(store) / START_LOCK_NAME, "wb") as lock:
+    with _opened_start_lock(store) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         info = find_daemon(store)
         if info is None:
@@ -158,6 +163,14 @@ def _join(store: Path, kept: contextlib.ExitStack) -> bool:
         wait_end(info.process, END_TIMEOUT_S)
         return False
     return True
+
+
+def _opened_start_lock(store: Path) -> BinaryIO:
+    try:
+        run_folder(store).mkdir(mode=0o700, exist_ok=True)
+        return open(run_folder(store) / START_LOCK_NAME, "wb")
+    except PermissionError as error:
+        raise AccessDeniedError(str(store)) from error
 
 
 def _start_for_sandboxes(store: Path, kept: contextlib.ExitStack) -> None:

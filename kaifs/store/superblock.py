@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Final
 
 from kaifs.base.digest import record_checksum
-from kaifs.base.errors import FormatError, StoreDamagedError, StoreIOError, StoreNotFoundError
+from kaifs.base.errors import (
+    AccessDeniedError,
+    FormatError,
+    StoreDamagedError,
+    StoreIOError,
+    StoreNotFoundError,
+)
 from kaifs.linux.files import read_file, write_durably
 
 SUPERBLOCK_MAGIC: Final = b"KAIFSSUP"
@@ -48,7 +54,8 @@ class Superblock:
 
     def write(self, store: Path) -> None:
         """Put the superblock into the folder *store*, durably."""
-        write_durably(store / SUPERBLOCK_NAME, self.encode())
+        # For everybody who is let into the folder: it tells a daemon's clients the uuid.
+        write_durably(store / SUPERBLOCK_NAME, self.encode(), mode=0o644)
 
 
 def read_superblock(store: Path) -> Superblock:
@@ -56,6 +63,7 @@ def read_superblock(store: Path) -> Superblock:
 
     Raises:
         StoreNotFoundError: there is none.
+        AccessDeniedError: it is closed to the caller.
         StoreDamagedError: it is damaged.
         FormatError: a newer kaifs made it, or it has features that are not known.
     """
@@ -63,6 +71,8 @@ def read_superblock(store: Path) -> Superblock:
         raw = read_file(store / SUPERBLOCK_NAME, SUPERBLOCK_SIZE + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreNotFoundError(str(store)) from error
+    except PermissionError as error:
+        raise AccessDeniedError(str(store)) from error
     except OSError as error:
         raise StoreIOError(f"{store}: {error.strerror}") from error
     if len(raw) != SUPERBLOCK_SIZE or raw[:8] != SUPERBLOCK_MAGIC:

@@ -239,7 +239,9 @@ class Folders:
             version = self._version(number)
             agent = self.agent(version.agent_id)
             size = len(self.content(_ino(kind, number)))
-            return _Shape(stat.S_IFREG | 0o444, 1, agent.uid, agent.gid, size, version.created_ns)
+            # A manifest has digests of files that their modes may close to others.
+            mode = stat.S_IFREG | (0o400 if kind is Kind.MANIFEST else 0o444)
+            return _Shape(mode, 1, agent.uid, agent.gid, size, version.created_ns)
         if kind is Kind.SIGNATURE:
             version = self._signed(number)
             agent = self.agent(version.agent_id)
