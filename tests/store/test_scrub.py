@@ -94,6 +94,8 @@ def test_what_follows_a_damaged_header_is_read_all_the_same(grove: Grove) -> Non
     found = run(grove.store)
 
     assert behind in found.damaged
+    hurt(grove, block_of(grove, b"f0"), -10)
+    grove.check()
 
 
 def test_a_record_that_one_copy_of_the_index_has_is_healed(grove: Grove) -> None:
