@@ -53,7 +53,8 @@ VERBS: Final = {
     "quarantine": "list, add or release versions that are set aside",
     "policy": "show or set what is demanded of versions",
     "gc": "free what nothing reaches",
-    "fsck": "check the store",
+    "fsck": "check the store, and mend it",
+    "scrub": "read everything, and heal what can be healed",
     "doctor": "tell what this machine lacks",
     "completion": "print what a shell needs to complete commands",
 }

@@ -73,6 +73,7 @@ VERBS: Final = {
         Verb("remove", "remove", changes=True),
         Verb("repair", "repair", changes=True, alone=True),
         Verb("rollback", "rollback", flush=True, changes=True),
+        Verb("scrub", "scrub", flush=True, changes=True),
         Verb("seal", "seal", flush=True, changes=True),
         Verb("show", "show", flush=True),
         Verb("sign", "sign", changes=True),
