@@ -32,6 +32,7 @@ from kaifs.control.messages import Failure, Result, ShutdownParams, ShutdownResu
 from kaifs.daemon.actions import StoreActions
 from kaifs.daemon.attachments import Attachments
 from kaifs.daemon.barrier import Barrier, Helper, prepare_mount
+from kaifs.daemon.care import Care, Means
 from kaifs.daemon.epochs import RETRY_MAX_S, Epochs
 from kaifs.daemon.log import log_to_file
 from kaifs.daemon.options import MountOptions
@@ -44,7 +45,7 @@ from kaifs.linux.mounts import MountEntry, MountUser, find_mount, users_of
 from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
 from kaifs.linux.sockets import listen_at
 from kaifs.meta.records import RootKind, RootState
-from kaifs.service.context import Caller, Context
+from kaifs.service.context import Caller, Context, no_alert, this_caller
 from kaifs.service.reference import resolve
 from kaifs.service.switching import finish_due_backups
 from kaifs.store.changes import Change, SnapshotRemoved
@@ -117,6 +118,7 @@ class _Daemon:
         self._ready = trio.Event()
         self._barrier: Barrier | None = None
         self._entry: MountEntry | None = None
+        self._care: Care | None = None
         self._failure: KaifsError | None = None
         self._holders = 0
         self._is_unwanted = False
@@ -172,6 +174,11 @@ class _Daemon:
             self._namespace.lent,
         )
         self._store.on_change = self._changed
+        self._care = Care(
+            self._store,
+            Means(self._own_context, self._flush, self._commit_change, self._changing),
+        )
+        self._namespace.on_damage = self._care.damage_met
         listener = listen_at(socket_path(settings.store), SOCKET_MODE)
         if settings.mountpoint is not None:
             self._mount(settings.mountpoint)
@@ -190,6 +197,7 @@ class _Daemon:
                 background.start_soon(self._watch_end)
             background.start_soon(self._announce)
             background.start_soon(self._epochs.run)
+            background.start_soon(self._care.run)
             async with trio.open_nursery() as foreground:
                 foreground.start_soon(server.serve, listener, services, self._unmounted)
                 foreground.start_soon(self._serve_mount)
@@ -296,7 +304,11 @@ class _Daemon:
     def _context(self, caller: Caller) -> Context:
         mounted = self._settings.mountpoint
         whole = None if self._settings.options.agent else mounted
-        return Context(self._store, self._forest, caller, whole, mounted)
+        alert = no_alert if self._care is None else self._care.alert
+        return Context(self._store, self._forest, caller, whole, mounted, alert)
+
+    def _own_context(self) -> Context:
+        return self._context(this_caller())
 
     def _changed(self, change: Change) -> None:
         self._invalidator.changed(change)

@@ -1,4 +1,4 @@
-"""Alerts: what administrators are told of damage."""
+"""What administrators are told of damage."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The store's folder."""
     errors: tuple[str, ...] = ()
     """What verification found, a line each."""
+
+    @property
+    def subject(self) -> str:
+        """What it is about, as a user names it."""
+        return f"{self.agent}@{self.version}" if self.version else self.agent

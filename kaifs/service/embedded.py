@@ -1,11 +1,14 @@
 """Runs a verb on a store in this process, when no daemon serves it."""
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from kaifs.base.errors import KaifsError
+from kaifs.service.alerts import Alert
 from kaifs.service.context import Context, this_caller
 from kaifs.service.steps import (
     Commit,
@@ -49,9 +52,8 @@ def run_embedded(
     """
     found = VERBS[verb]
     store = Store.open(store_path, options=StoreOptions(accept_loss=found.alone))
+    context = Context(store, Forest(store), this_caller(), alert=_alert)
     try:
-        forest = Forest(store)
-        context = Context(store, forest, this_caller())
         if not found.alone:
             _finish_what_was_left(context)
         result = run(context, found, params, source, on_progress, on_output, signer)
@@ -59,10 +61,21 @@ def run_embedded(
             store.commit()
     except BaseException:
         store.abandon()
+        if found.changes and not found.alone:
+            # What the verb made durable on its way, and is nobody's now. If that fails as
+            # well, the next open does it.
+            with suppress(KaifsError):
+                _finish_what_was_left(context)
         raise
     finally:
         store.close(commit=False)
     return result
+
+
+def _alert(alert: Alert) -> None:
+    from kaifs.service.alerting import alert_embedded
+
+    alert_embedded(alert)
 
 
 def _finish_what_was_left(context: Context) -> None:
