@@ -78,7 +78,9 @@ class _Work:
             pieces = self.rebuild(child, start, end)
             start = end
             if pieces:
-                children.append((bounds[index], pieces[0][1]))
+                # The first bound of a branch is never looked at, so it may be too great.
+                bound = bounds[index] if index else min(bounds[0], pieces[0][0])
+                children.append((bound, pieces[0][1]))
                 children += pieces[1:]
         return self.branches(children, node)
 
