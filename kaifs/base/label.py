@@ -25,7 +25,7 @@ class Label:
     them by their text so that sorting is stable.
     """
 
-    __slots__ = ("_info", "text")
+    __slots__ = ("_info", "_order", "text")
 
     def __init__(self, text: str) -> None:
         """Parse *text*.
@@ -43,6 +43,13 @@ class Label:
         except (ValueError, TypeError) as error:
             raise BadLabelError(text, "not MAJOR.MINOR.PATCH[-PRERELEASE][+BUILD]") from error
         self.text = text
+        self._order = _order(self._info.prerelease)
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """What sorts labels by precedence, then by text: several times as fast as `<`."""
+        info = self._info
+        return (info.major, info.minor, info.patch, self._order, self.text)
 
     @property
     def core(self) -> str:
@@ -78,8 +85,17 @@ class Label:
     def __lt__(self, other: object) -> bool:
         if not isinstance(other, Label):
             return NotImplemented
-        order = self._info.compare(other._info)
-        return order < 0 or (order == 0 and self.text < other.text)
+        return self.order < other.order
+
+
+def _order(prerelease: str | None) -> tuple[tuple[int, int, str], ...]:
+    """Return what orders pre-releases. Source: Semantic Versioning 2.0.0, section 11."""
+    if prerelease is None:
+        # After every pre-release.
+        return ((2, 0, ""),)
+    return tuple(
+        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in prerelease.split(".")
+    )
 
 
 @lru_cache(maxsize=16384)

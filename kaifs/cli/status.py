@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    parser.add_argument(
+        "--brief",
+        action="store_true",
+        help="leave out what must be measured: unique bytes of trees",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from kaifs.service.status import Params
 
     info = find_daemon(store_of(args))
-    found = call(args, "status", Params())
+    found = call(args, "status", Params(is_brief=args.brief), has_progress=True)
     daemon, mounts = _daemon(info)
     if args.json:
         print_json({"store": found.store, "daemon": daemon, "mounts": mounts, "space": found.space})
@@ -72,16 +77,20 @@ def _daemon(info: DaemonInfo | None) -> tuple[dict[str, Any] | None, list[dict[s
 def _rows(agents: Any) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for agent in agents:
-        rows.append((agent.agent, format_size(agent.logical), format_size(agent.unique)))
+        rows.append((agent.agent, format_size(agent.logical), _measured(agent.unique)))
         rows += [
             (
                 f"{agent.agent}@{version.version}",
                 format_size(version.logical),
-                format_size(version.unique),
+                _measured(version.unique),
             )
             for version in agent.versions
         ]
     return rows
+
+
+def _measured(size: int | None) -> str:
+    return "-" if size is None else format_size(size)
 
 
 def _line(name: str, text: str) -> None:

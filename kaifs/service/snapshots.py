@@ -9,7 +9,7 @@ from kaifs.meta.records import AgentRecord, SnapshotRecord
 from kaifs.service.context import Context
 from kaifs.service.isolation import IsolationConfig, describe_snapshot
 from kaifs.service.reference import get_agent
-from kaifs.service.space import own_sizes, showing_roots
+from kaifs.service.space import snapshot_size
 from kaifs.service.steps import Item, Step
 
 
@@ -33,7 +33,7 @@ class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     status: str
     age_seconds: float
     own_bytes: int
-    """Stored bytes that nothing else in the store reaches."""
+    """Stored bytes that it has beside what it was made from."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -56,16 +56,15 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         agents = [get_agent(store, params.agent)]
         context.require_reader(agents[0])
     found = [(agent, snapshot) for agent in agents for snapshot in store.snapshots(agent.agent_id)]
-    sizes = {}
-    if found:
-        sizes = yield from own_sizes(store, showing_roots(store))
     now_ns = store.clock.now_ns()
-    return Result(
-        snapshots=tuple(
-            _info(context, agent, snapshot, now_ns, sizes.get(snapshot.root, 0))
-            for agent, snapshot in found
-        )
-    )
+    infos = []
+    for agent, snapshot in found:
+        # Looked up again: another verb may have discarded it at the last step.
+        here = store.find_snapshot(agent.agent_id, snapshot.name)
+        if here is not None and here.root == snapshot.root:
+            size = yield from snapshot_size(context, here)
+            infos.append(_info(context, agent, here, now_ns, size))
+    return Result(snapshots=tuple(infos))
 
 
 def _is_open(context: Context, agent: AgentRecord) -> bool:

@@ -7,13 +7,16 @@ import msgspec
 from kaifs.base.errors import AccessDeniedError
 from kaifs.meta.records import AgentRecord
 from kaifs.service.context import Context
-from kaifs.service.space import own_sizes, showing_roots
+from kaifs.service.space import Measured, measure
 from kaifs.service.steps import Item, Step
 from kaifs.store.superblock import FORMAT_VERSION
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
-    """Nothing to choose."""
+    """How much to tell."""
+
+    is_brief: bool = False
+    """Whether to leave out what must be measured: the unique bytes of agents and versions."""
 
 
 class StoreInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -33,7 +36,8 @@ class VersionSpace(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     version: str
     logical: int
-    unique: int
+    unique: int | None
+    """Stored and reached by nothing else; None: not measured."""
 
 
 class AgentSpace(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -42,8 +46,8 @@ class AgentSpace(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     agent: str
     logical: int
     """Regular files of current, all versions and all snapshots."""
-    unique: int
-    """Stored and reached by this agent alone, by one or several of its trees."""
+    unique: int | None
+    """Stored and reached by this agent alone, by one or several of its trees; None: not measured."""
     versions: tuple[VersionSpace, ...]
 
 
@@ -68,16 +72,11 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
     """Tell a store's state."""
-    del params
     store = context.store
     is_dirty = store.is_dirty
-    roots = showing_roots(store)
-    by_root = yield from own_sizes(store, roots)
-    by_agent = yield from own_sizes(
-        store, {root: store.root(shown).agent_id for root, shown in roots.items()}
-    )
+    measured = None if params.is_brief else (yield from measure(store))
     agents = tuple(
-        _agent_space(context, agent, by_root, by_agent)
+        _agent_space(context, agent, measured)
         for agent in store.agents()
         if _is_open(context, agent)
     )
@@ -107,9 +106,7 @@ def _is_open(context: Context, agent: AgentRecord) -> bool:
     return True
 
 
-def _agent_space(
-    context: Context, agent: AgentRecord, by_root: dict[int, int], by_agent: dict[int, int]
-) -> AgentSpace:
+def _agent_space(context: Context, agent: AgentRecord, measured: Measured | None) -> AgentSpace:
     store = context.store
     versions = store.versions(agent.agent_id)
     roots = [agent.head, *(snapshot.root for snapshot in store.snapshots(agent.agent_id))]
@@ -117,10 +114,12 @@ def _agent_space(
         agent=agent.name,
         logical=sum(store.root(root).size for root in roots)
         + sum(version.size for version in versions),
-        unique=by_agent.get(agent.agent_id, 0),
+        unique=None if measured is None else measured.agents.get(agent.agent_id, 0),
         versions=tuple(
             VersionSpace(
-                version=version.label, logical=version.size, unique=by_root.get(version.root, 0)
+                version=version.label,
+                logical=version.size,
+                unique=None if measured is None else measured.roots.get(version.root, 0),
             )
             for version in reversed(versions)
         ),

@@ -261,7 +261,7 @@ class Registry:
                 version = self.find_version(agent_id, key[8:].decode())
                 if version is not None:
                     found.append(version)
-        return sorted(found, key=lambda version: parse_label(version.label))
+        return sorted(found, key=lambda version: parse_label(version.label).order)
 
     def unreadable_versions(self, agent_id: int) -> list[str]:
         """Return the labels of an agent's versions whose records are damaged."""

@@ -8,7 +8,8 @@ import pytest
 
 from kaifs.base.errors import AccessDeniedError, StoreNotEmptyError
 from kaifs.service.init import create_store
-from kaifs.service.space import own_sizes
+from kaifs.service.space import measure
+from kaifs.store.superblock import FORMAT_VERSION
 from kaifs.tree.tree import AttributeChange
 from tests.service.desk import STRANGER, Desk
 
@@ -41,7 +42,7 @@ def test_status_tells_shared_bytes_once(bot: Desk) -> None:
     found = bot.run("status")
 
     (agent,) = found.space.agents
-    assert found.store.format_version == 1
+    assert found.store.format_version == FORMAT_VERSION
     assert found.space.logical == 3 * agent.versions[0].logical == agent.logical
     assert found.space.unique < agent.versions[0].logical
     assert [version.version for version in agent.versions] == ["1.1.0", "1.0.0"]
@@ -50,15 +51,74 @@ def test_status_tells_shared_bytes_once(bot: Desk) -> None:
 def test_what_only_one_owner_reaches_is_its_own(bot: Desk) -> None:
     bot.write("bot", b"own", os.urandom(100_000))
     bot.store.commit()
-    head = bot.store.get_agent("bot").head
-    roots = {root: int(root) for root in bot.store.root_ids()}
+    agent = bot.store.get_agent("bot")
 
-    steps = own_sizes(bot.store, roots)
-    with pytest.raises(StopIteration) as stop:
-        next(steps)
+    measured = finished(measure(bot.store))
 
-    assert 100_000 <= stop.value.value[head] < 101_000
-    assert all(size == 0 for root, size in stop.value.value.items() if root != head)
+    assert 100_000 <= measured.roots[agent.head] < 101_000
+    assert all(size == 0 for root, size in measured.roots.items() if root != agent.head)
+    # Beside headers all that is stored is this agent's.
+    live = bot.store.space().live
+    assert 0.95 * live < measured.agents[agent.agent_id] < live
+
+
+def test_what_one_agent_has_in_several_trees_is_the_agents_alone(bot: Desk, folder: Path) -> None:
+    """And what two agents have is nobody's."""
+    (folder / "mine").write_bytes(os.urandom(50_000))
+    bot.take("other", "1.0.0", folder)
+    bot.run("seal", agent="other", label="1.1.0")
+    bot.store.commit()
+    other = bot.store.get_agent("other")
+
+    measured = finished(measure(bot.store))
+
+    assert 50_000 <= measured.agents[other.agent_id] < 51_000
+    assert measured.agents[bot.store.get_agent("bot").agent_id] == 0
+    assert set(measured.roots.values()) == {0}
+
+
+def test_what_was_measured_holds_until_something_changes(bot: Desk) -> None:
+    bot.store.commit()
+    first = finished(measure(bot.store))
+
+    assert list(measure(bot.store)) == []
+    assert finished(measure(bot.store)) == first
+    bot.write("bot", b"own", os.urandom(100_000))
+    bot.store.commit()
+    assert finished(measure(bot.store)) != first
+    (bot.path / "run" / "space").write_bytes(b"nonsense")
+    assert finished(measure(bot.store)) != first
+
+
+def test_measuring_goes_on_when_the_tree_changes_under_it(bot: Desk) -> None:
+    tree = bot.current("bot")
+    top = tree.resolve(b"")
+    for number in range(3000):
+        tree.make(top, b"f%d" % number, 0o644, 0, 0, 1)
+    bot.store.commit()
+    steps = measure(bot.store)
+    next(steps)
+    for number in range(3000):
+        tree.reap(tree.unlink(top, b"f%d" % number, 2))
+
+    assert finished(steps).agents.keys() == {bot.store.get_agent("bot").agent_id}
+
+
+def test_a_brief_status_measures_nothing(bot: Desk) -> None:
+    (agent,) = bot.run("status", is_brief=True).space.agents
+
+    assert agent.unique is None
+    assert agent.versions[0].unique is None
+    assert agent.logical > 0
+
+
+def finished(steps: Any) -> Any:
+    """Run a generator to its end and return its result."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as stop:
+        return stop.value
 
 
 def test_gc_gives_back_what_was_discarded(bot: Desk) -> None:
