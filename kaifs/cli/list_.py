@@ -2,7 +2,7 @@
 
 import argparse
 
-from kaifs.cli.output import format_size, print_json, printable, table
+from kaifs.cli.output import format_size, print_json, printable, table, warn
 from kaifs.cli.session import call
 
 _DATE_SIZE = len("2026-11-22")
@@ -26,6 +26,9 @@ def run(args: argparse.Namespace) -> int:
     from kaifs.service.list_ import Params
 
     found = call(args, "list", Params(agent=args.agent, tags=tuple(args.tags)))
+    for label in found.damaged:
+        name = f"{args.agent}@{label}"
+        warn(args, f"{name}: its record is unreadable: 'kaifs verify {name}' sets it aside")
     if args.json:
         print_json(found.agents if args.agent is None else found.versions)
     elif args.agent is not None:

@@ -55,7 +55,7 @@ class StoreActions:
         agent = context.store.get_agent(name)
         context.require_owner(agent)
         store = context.store
-        if store.versions(agent.agent_id) or store.snapshots(agent.agent_id):
+        if store.labels(agent.agent_id) or store.snapshots(agent.agent_id):
             raise DirectoryNotEmptyError(name)
         store.remove_agent(name)
         log.info("agent_removed", extra={"agent": name, "uid": caller.uid})

@@ -128,6 +128,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 def _merge(
     context: Context, agent: AgentRecord, snapshot: SnapshotRecord, ours: Tree
 ) -> Generator[Step, Item | None, tuple[SealedTree, VersionRecord | None]]:
+    context.store.check_not_quarantined(agent, agent.version)
     parent = context.store.find_version(agent.agent_id, agent.version)
     with context.frozen(snapshot.root) as theirs:
         tree = merge_trees(context, snapshot, ours, theirs, ("current", "the snapshot"))

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Final
 
 from kaifs.base.digest import sha256
-from kaifs.base.errors import KaifsError, StoreDamagedError
+from kaifs.base.errors import KaifsError, RollbackValidationError, StoreDamagedError
 from kaifs.base.types import TOP_INO, Ino, RootId, SegmentId
 from kaifs.meta.database import Table
 from kaifs.meta.records import (
@@ -31,8 +31,9 @@ from kaifs.meta.records import (
 from kaifs.service.context import Context
 from kaifs.service.facts import read_facts
 from kaifs.service.findings import Finding, Findings, join_findings
+from kaifs.service.policy import policy_of
 from kaifs.service.record import decode_record
-from kaifs.service.steps import Item, Progress, Step, Work
+from kaifs.service.steps import Commit, Item, Progress, Step, Work
 from kaifs.service.text import path_text, printable_text
 from kaifs.store.registry import root_key
 from kaifs.tree.diff import directories_to_render
@@ -402,6 +403,21 @@ class Verifier:
         rest = len(found) - SHOWN
         return found if rest <= 0 else [*found[:SHOWN], f"{rest} more"]
 
+    def check_description(
+        self, agent: AgentRecord, version: VersionRecord
+    ) -> Generator[Step, Item | None, list[str]]:
+        """Return how a version's metadata differs from its record. O(files); no content is read."""
+        survey = yield from self.survey(version.root, version)
+        if survey.error:
+            return [f"its tree cannot be read: {survey.error}"]
+        looked = Looked(self._reader.tree(self._store.root(version.root)))
+        for found in self._files(agent, looked, self._reader.inodes(looked.tree)):
+            if found is None:
+                yield Progress(0, 0, "bytes", "validating")
+        if not looked.is_sound:
+            return self.problems(looked)
+        return (yield from self._compare(version, looked, None, set()))
+
     # --- permissions -------------------------------------------------------------------
 
     def _check_permissions(self, agent: AgentRecord, looked: Looked) -> Findings:
@@ -426,6 +442,29 @@ class Verifier:
             tuple(Finding("permission", text) for text in errors),
             tuple(Finding("permission", text) for text in warnings),
         )
+
+
+def prove_description(
+    context: Context, agent: AgentRecord, version: VersionRecord
+) -> Generator[Step, Item | None, None]:
+    """Check that what is to be used is what was signed, if the agent's policy demands signatures.
+
+    A signature covers the record, and the record has the hash of the tree's description.
+
+    Raises:
+        RollbackValidationError: it is not.
+    """
+    if not policy_of(agent).require_signature:
+        return
+    if context.store.is_dirty:
+        yield Commit()
+    verifier = Verifier(context, full=False)
+    try:
+        found = yield from verifier.check_description(agent, version)
+    finally:
+        verifier.close()
+    if found:
+        raise RollbackValidationError(f"{agent.name}@{version.label}: {found[0]}")
 
 
 def _note(agent: AgentRecord, found: StoredFile) -> int:

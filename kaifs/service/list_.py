@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from kaifs.base.errors import AccessDeniedError, ArgumentValueError
+from kaifs.base.errors import AccessDeniedError, ArgumentValueError, StoreDamagedError
 from kaifs.meta.records import AgentRecord
 from kaifs.service.context import Context
 from kaifs.service.record import VersionMetadata, decode_record
@@ -47,6 +47,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     agents: tuple[AgentInfo, ...] = ()
     versions: tuple[VersionInfo, ...] = ()
+    damaged: tuple[str, ...] = ()
+    """Labels of versions whose records cannot be read."""
 
 
 def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
@@ -66,16 +68,21 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         return Result(agents=tuple(info for info in agents if info is not None))
     agent = get_agent(store, params.agent)
     context.require_reader(agent)
-    versions = (
-        VersionInfo(
-            version=version.label,
-            metadata=decode_record(version.record).metadata,
-            is_current=version.label == agent.version,
-            size=version.size,
+    versions = []
+    damaged = store.unreadable_versions(agent.agent_id)
+    for version in reversed(store.versions(agent.agent_id)):
+        try:
+            metadata = decode_record(version.record).metadata
+        except StoreDamagedError:
+            damaged.append(version.label)
+            continue
+        is_current = version.label == agent.version
+        info = VersionInfo(
+            version=version.label, metadata=metadata, is_current=is_current, size=version.size
         )
-        for version in reversed(store.versions(agent.agent_id))
-    )
-    return Result(versions=tuple(info for info in versions if _is_wanted(info, params.tags)))
+        if _is_wanted(info, params.tags):
+            versions.append(info)
+    return Result(versions=tuple(versions), damaged=tuple(damaged))
 
 
 def _is_wanted(info: VersionInfo, patterns: tuple[str, ...]) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Generator
 
 import msgspec
 
-from kaifs.base.errors import VersionInUseError
+from kaifs.base.errors import StoreDamagedError, VersionInUseError
 from kaifs.meta.records import VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.record import decode_record, record_hash
@@ -28,7 +28,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
-    """Take a version away; gc frees what only it reached.
+    """Take a version away, in quarantine or not; gc frees what only it reached.
 
     Raises:
         VersionInUseError: current is based on it, or something descends from it.
@@ -36,6 +36,14 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     """
     yield from ()
     store = context.store
+    name, _, label = params.reference.partition("@")
+    owner = store.find_agent(name)
+    aside = None if owner is None else store.find_quarantined(owner.agent_id, label)
+    if owner is not None and aside is not None:
+        # What is damaged is nobody's parent any more, and never current.
+        context.require_owner(owner)
+        store.remove_quarantined(aside)
+        return Result(agent=owner.name, version=label)
     agent, version = resolve_version(store, params.reference)
     context.require_owner(agent)
     if version.label == agent.version:
@@ -59,5 +67,8 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 
 
 def _is_parent(version: VersionRecord, child: VersionRecord) -> bool:
-    record = decode_record(child.record)
+    try:
+        record = decode_record(child.record)
+    except StoreDamagedError:
+        return False
     return record.parent == version.label and record.parent_hash == record_hash(version.record)

@@ -21,6 +21,7 @@ from kaifs.base.clock import format_time
 from kaifs.base.errors import KaifsError, RollbackValidationError
 from kaifs.meta.records import AgentRecord, VersionRecord
 from kaifs.service.context import Context
+from kaifs.service.integrity import prove_description
 from kaifs.service.reference import get_agent, get_version
 from kaifs.service.steps import Flush, Item, Step
 from kaifs.service.switching import (
@@ -166,6 +167,7 @@ def _roll_back(
     with told.failing(SWITCH):
         refuse_foreign_mounts(context)
     with told.failing(VALIDATE):
+        yield from prove_description(context, agent, version)
         clone = open_target(context, version)
     show_target(context, agent, version, clone)
     try:

@@ -52,6 +52,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 
     Raises:
         BadLabelError, VersionExistsError: the label cannot be had.
+        InvalidVersionError: what is to be the parent is in quarantine.
         KaifsError: as `resolve`, `sign_draft` and `switch_current`; E105.
     """
     store = context.store
@@ -65,6 +66,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     if target.version is not None:
         require_trusted(context, target.agent, target.version)
     require_signer(context, agent, caller_signs=params.caller_signs)
+    store.check_not_quarantined(target.agent, target.label)
     parent = _parent(context, agent, target)
     source = context.forest.tree(target.root)
     sealed = yield from seal_tree(context, source, version_tree(context, _base(context, target)))
@@ -74,6 +76,8 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         # No step from here to where current has moved on.
         agent = store.get_agent(agent.name)
         store.check_new_label(agent, label)
+        if parent is not None:
+            store.check_not_quarantined(agent, parent.label)
     version = add_draft(context, agent, draft, signature)
     is_current = params.moves_current or target.root == agent.head
     if target.root == agent.head:

@@ -75,7 +75,7 @@ def choose_label(store: Store, agent: AgentRecord, label: str | None, bump: Bump
     if label is not None:
         store.check_new_label(agent, label)
         return label
-    taken = {parse_label(version.label).core for version in store.versions(agent.agent_id)}
+    taken = {parse_label(one).core for one in store.labels(agent.agent_id)}
     following = parse_label(agent.version or FIRST_LABEL).bump(bump)
     while following.core in taken:
         following = following.bump(bump)

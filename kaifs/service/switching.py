@@ -9,24 +9,35 @@ open finishes it. An error after the switch switches back.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from kaifs.base.errors import ForeignMountError, KaifsError, RollbackValidationError
+from kaifs.base.digest import sha256
+from kaifs.base.errors import (
+    ChecksumMismatchError,
+    ForeignMountError,
+    KaifsError,
+    RollbackValidationError,
+    StoreDamagedError,
+)
 from kaifs.base.label import parse_label
 from kaifs.base.types import RootId
 from kaifs.linux.mounts import mounts_below
-from kaifs.meta.records import AgentRecord, RootState, VersionRecord
+from kaifs.meta.records import AgentRecord, RootKind, RootState, VersionRecord
 from kaifs.service.context import Context
-from kaifs.service.record import Description, decode_record
+from kaifs.service.record import Description
+from kaifs.service.record_check import check_record
 from kaifs.service.sealing import add_backup, seal_tree, version_tree
 from kaifs.service.signing import require_unforged
 from kaifs.service.steps import Flush, Item, Step
 from kaifs.store.registry import NO_ROOT
 from kaifs.tree.diff import diff
 from kaifs.tree.tree import Tree
+
+log = logging.getLogger(__name__)
 
 _FIRST_LABEL = "0.0.0"
 
@@ -129,17 +140,21 @@ def finish_due_backups(context: Context) -> None:
     """Seal every backup that a process left due when it died. For whoever opens a store."""
     store = context.store
     for root_id in store.unfinished_roots():
-        root = store.root(root_id)
-        agent = store.agent_by_id(root.agent_id)
-        if agent is not None and context.forest.has_due_backup(root):
-            context.forest.tree(root_id).reap_all()
-            for _ in finish_backup(context, agent.name):
-                pass
+        try:
+            root = store.root(root_id)
+            agent = store.agent_by_id(root.agent_id)
+            if agent is not None and context.forest.has_due_backup(root):
+                context.forest.tree(root_id).reap_all()
+                for _ in finish_backup(context, agent.name):
+                    pass
+        except (ChecksumMismatchError, StoreDamagedError) as error:
+            # It stays due, and the rest of the store can be used.
+            log.warning("backup_not_sealed", extra={"root": root_id, "error": str(error)})
 
 
 def backup_label(context: Context, agent: AgentRecord) -> str:
     """Return the next free `NEXTPATCH-rollback.N` of *agent*."""
-    taken = {version.label for version in context.store.versions(agent.agent_id)}
+    taken = context.store.labels(agent.agent_id)
     following = parse_label(agent.version or _FIRST_LABEL).bump("patch").text
     number = 1
     while f"{following}-rollback.{number}" in taken:
@@ -156,14 +171,19 @@ def _is_changed(tree: Tree, base: Tree | None) -> bool:
 def _validate(context: Context, version: VersionRecord, clone: Tree) -> None:
     """Check in O(1) that *clone* is the sealed tree that the version's record names.
 
-    And that the record is signed as it must be.
+    And that the record is what it was when the version last verified, and signed as it must be.
     """
     root = context.store.root(version.root)
     if root.state is not RootState.SEALED or clone.root.top != root.top:
         raise RollbackValidationError(f"{version.label}: its tree is not sealed")
-    record = decode_record(version.record)
-    if record.hash != version.hash or record.version != version.label:
-        raise RollbackValidationError(f"{version.label}: its record is of another version")
+    if root.kind is not RootKind.VERSION:
+        raise RollbackValidationError(f"{version.label}: it is a version no more")
+    for finding in check_record(version).errors:
+        raise RollbackValidationError(f"{version.label}: {finding.text}")
+    memo = context.store.find_verified(version.root)
+    if memo is not None and memo.record != sha256(version.record).digest():
+        text = "its record is not what it was when the version last verified"
+        raise RollbackValidationError(f"{version.label}: {text}")
     agent = context.store.agent_by_id(version.agent_id)
     assert agent is not None, "a version has an agent"
     try:

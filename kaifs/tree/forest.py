@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
+from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import RootId
 from kaifs.meta.records import RootKind
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
 from kaifs.tree.manifest import Manifests
 from kaifs.tree.tree import Tree
+
+log = logging.getLogger(__name__)
 
 
 class Forest:
@@ -62,18 +67,25 @@ class Forest:
         A head whose backup is due is left as it is, for the verb that seals it.
         """
         for root_id in self.store.unfinished_roots():
-            if not self.store.has_root(root_id):
-                self.store.finish_root(root_id)
-                continue
-            root = self.store.root(root_id)
-            if self.has_due_backup(root):
-                continue
-            self.store.recover_snapshot(root)
-            if root.is_passing:
-                self.drop(root_id)
-            else:
-                self.tree(root_id).reap_all()
-                self.store.finish_root(root_id)
+            try:
+                self._recover(root_id)
+            except StoreDamagedError as error:
+                # The rest of the store can be used all the same; fsck tells what is wrong.
+                log.warning("not_recovered", extra={"root": root_id, "error": str(error)})
+
+    def _recover(self, root_id: RootId) -> None:
+        if not self.store.has_root(root_id):
+            self.store.finish_root(root_id)
+            return
+        root = self.store.root(root_id)
+        if self.has_due_backup(root):
+            return
+        self.store.recover_snapshot(root)
+        if root.is_passing:
+            self.drop(root_id)
+        else:
+            self.tree(root_id).reap_all()
+            self.store.finish_root(root_id)
 
     def has_due_backup(self, root: Root) -> bool:
         """Return whether *root* was a head and is still to be sealed as a backup."""
