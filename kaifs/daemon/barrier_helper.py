@@ -9,15 +9,19 @@ One JSON object a line each way. It imports nothing of kaifs but `linux`.
 """
 
 import ctypes
+import errno
 import json
 import os
 import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kaifs.linux.mounts import unmount
+
+_SYNC_TRIES: Final = 10
+"""Who writes to a sealed view all the time does not keep a barrier from being reached."""
 
 
 def flush(mountpoint: str, device: int, paths: list[str]) -> None:
@@ -39,10 +43,7 @@ def flush(mountpoint: str, device: int, paths: list[str]) -> None:
             # Gone or closed to us: the marker that is counted by the daemon decides.
             with suppress(FileNotFoundError, PermissionError, NotADirectoryError):
                 flush_file(path, top)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.syncfs(top) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), mountpoint)
+        sync_all(top)
         os.fstatvfs(top)
     finally:
         os.close(top)
@@ -54,8 +55,31 @@ def flush_file(path: str, top: int) -> None:
     fd = os.open(path, flags, dir_fd=top)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
     finally:
         os.close(fd)
+
+
+def sync_all(top: int) -> None:
+    """Have the kernel send all that is dirty on the file system that *top* is on.
+
+    EROFS is no failure of ours: somebody wrote, through a descriptor from before a
+    switch, to a view that is sealed by now. They are told at fsync(2); everything
+    else has been sent all the same. An error is told once to each descriptor, so a
+    second call tells whether there is another one.
+
+    Raises:
+        OSError: Something else could not be taken.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    for _ in range(_SYNC_TRIES):
+        if libc.syncfs(top) == 0:
+            return
+        code = ctypes.get_errno()
+        if code != errno.EROFS:
+            raise OSError(code, os.strerror(code))
 
 
 def answer(request: dict[str, Any]) -> None:

@@ -119,10 +119,15 @@ def forget_backup(context: Context, name: str) -> None:
 def finish_backup(
     context: Context, name: str
 ) -> Generator[Step, Item | None, VersionRecord | None]:
-    """Seal the backup that is due for the agent *name*, if it has anything uncommitted."""
+    """Seal the backup that is due for the agent *name*, if it has anything uncommitted.
+
+    From here on nothing more is written to what it showed: sealing takes steps, and
+    what is acknowledged between them would be in no version. `switch_back` undoes it.
+    """
     store = context.store
     agent = store.get_agent(name)
     source = context.forest.tree(agent.superseded)
+    store.set_root_state(source.root, RootState.SUPERSEDED)
     base = store.find_version(agent.agent_id, agent.backup_base)
     base_tree = version_tree(context, base)
     backup = None
