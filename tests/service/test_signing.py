@@ -332,6 +332,19 @@ def test_the_stores_key_is_its_owners_alone(signed: Desk) -> None:
         assert (status.st_mode & 0o777, status.st_uid) == (mode, owner.st_uid)
 
 
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT TESTED: gives files to another user")
+def test_root_makes_keys_for_whoever_the_store_belongs_to(desk: Desk) -> None:
+    os.chown(desk.path, STRANGER.uid, STRANGER.gid)
+
+    run_key(desk, keys.Generate())
+
+    folder = desk.path / "keys"
+    for path in (folder, *folder.iterdir()):
+        assert (path.stat().st_uid, path.stat().st_gid) == (STRANGER.uid, STRANGER.gid)
+    os.chown(desk.path, os.getuid(), os.getgid())
+
+
 def test_a_key_that_others_may_read_does_not_sign(signed: Desk) -> None:
     (signed.path / "keys" / "signing_key").chmod(0o640)
 
