@@ -43,11 +43,12 @@ from kaifs.base.errors import (
 )
 from kaifs.service import commit, discard, rebase, show, snapshot, snapshots, testing
 from kaifs.service.commit import CommitResult
+from kaifs.service.documents import SIZE_MAX
 from kaifs.service.isolation import IsolatedSnapshot, Limits
 from kaifs.service.record import Description
 from kaifs.service.snapshots import SnapshotInfo
 from kaifs.service.steps import Item, OnProgress, Signer
-from kaifs.service.suite import SIZE_MAX, TestSuite, load_suite
+from kaifs.service.suite import TestSuite, load_suite
 from kaifs.service.suite_runner import OnSuiteProgress, SuiteRunner
 
 AGENT_PATH: Final = "/agent"

@@ -15,7 +15,6 @@ import msgspec
 
 from kaifs.base.digest import sha256
 from kaifs.base.errors import SuiteError
-from kaifs.service.documents import SIZE_MAX as SIZE_MAX
 from kaifs.service.documents import DocumentError, load_document, one_line
 
 TESTS_MAX: Final = 1000
