@@ -42,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
     for mount in mounts:
         agent = f", agent {mount['agent']}" if mount["agent"] else ""
         options = f"; {mount['options']}" if mount["options"] else ""
-        _line("Mount", f"{mount['mountpoint']} ({mount['transport']}{agent}{options})")
+        _line(
+            "Mount",
+            f"{mount['mountpoint']} ({mount['transport']}: {mount['reason']}{agent}{options})",
+        )
     space = found.space
     _line(
         "Space",
@@ -66,6 +69,7 @@ def _daemon(info: DaemonInfo | None) -> tuple[dict[str, Any] | None, list[dict[s
         {
             "mountpoint": mount.mountpoint,
             "transport": mount.transport,
+            "reason": mount.reason,
             "agent": mount.agent,
             "options": mount.options,
         }

@@ -22,6 +22,8 @@ class MountInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     mountpoint: str
     transport: str
+    reason: str
+    """Why it is that one; for people."""
     agent: str | None
     """Whose folder is the root of the mount; None for the whole store."""
     options: str

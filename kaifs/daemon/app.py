@@ -39,7 +39,7 @@ from kaifs.daemon.options import MountOptions
 from kaifs.fuse import mounting
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator
-from kaifs.fuse.transports import make_transport
+from kaifs.fuse.transports import Pace, make_transport
 from kaifs.linux.files import write_all
 from kaifs.linux.mounts import MountEntry, MountUser, find_mount, users_of
 from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
@@ -163,7 +163,8 @@ class _Daemon:
         finish_due_backups(self._context(Caller(os.geteuid(), os.getegid())))
         self._handlers = Handlers(self._namespace, self._epochs.sync, self._wait_barrier)
         transport = options.transport if settings.mountpoint is not None else "none"
-        self._transport = make_transport(transport, self._handlers)
+        pace = Pace(options.busypoll_us, options.latency == "auto")
+        self._transport = make_transport(transport, self._handlers, pace)
         self._invalidator = Invalidator(self._namespace, self._transport.notifier)
         self._attachments = Attachments(
             self._flush,
@@ -285,6 +286,7 @@ class _Daemon:
             mount = MountInfo(
                 mountpoint=str(settings.mountpoint),
                 transport=self._transport.name,
+                reason=self._transport.reason,
                 agent=settings.options.agent or None,
                 options=settings.options.text,
                 minor=self._entry.minor,

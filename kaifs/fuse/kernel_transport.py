@@ -11,7 +11,6 @@ import errno
 import logging
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Final
@@ -23,8 +22,9 @@ from kaifs.fuse import protocol as p
 from kaifs.fuse.errno_map import errno_of
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.kernel_requests import MAX_WRITE, Features, Later, Refusal, Request, Requests
-from kaifs.fuse.mounting import MountOptions, mount_fuse
+from kaifs.fuse.mounting import MountOptions, mount_device
 from kaifs.fuse.protocol import Opcode
+from kaifs.fuse.transports import NO_HURRY, Pace
 from kaifs.linux.latency import AwakeCores
 from kaifs.linux.mounts import unmount
 
@@ -37,26 +37,15 @@ AWAKE_S: Final = 0.05
 _BUFFER_SIZE: Final = MAX_WRITE + (1 << 16)
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """What is spent for requests to be answered sooner."""
-
-    busypoll_us: int = 0
-    """How long to ask for the next request without sleeping. It keeps a core busy for as long,
-    once for each pause between requests."""
-    keeps_awake: bool = False
-    """Keep all cores awake while requests come. For root."""
-
-
 class KernelConnection:
     """One connection: a descriptor of `/dev/fuse` that is, or will be, mounted."""
 
     def __init__(
-        self, fd: int, handlers: Handlers, features: Features, pace: Pace | None = None
+        self, fd: int, handlers: Handlers, features: Features, pace: Pace = NO_HURRY
     ) -> None:
         """Answer what comes from *fd*, which this owns from now on."""
         self._fd = fd
-        self._pace = pace or Pace()
+        self._pace = pace
         self._awake = AwakeCores()
         self._can_keep_awake = self._pace.keeps_awake
         self._is_closing = False
@@ -287,8 +276,9 @@ class KernelMount:
 
     name: Final = "kernel"
 
-    def __init__(self, handlers: Handlers, features: Features, pace: Pace | None = None) -> None:
+    def __init__(self, handlers: Handlers, features: Features, pace: Pace = NO_HURRY) -> None:
         """Serve with *handlers*."""
+        self.reason = ""
         self._handlers = handlers
         self._features = features
         self._pace = pace
@@ -327,9 +317,10 @@ class KernelMount:
         Raises:
             MountFailedError: the system refuses.
         """
-        fd = mount_fuse(mountpoint, options)
+        device = mount_device(mountpoint, options)
+        self.reason = f"mounted by {device.mounted_by}"
         self._mountpoint = mountpoint
-        self._connection = KernelConnection(fd, self._handlers, self._features, self._pace)
+        self._connection = KernelConnection(device.fd, self._handlers, self._features, self._pace)
 
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted or `terminate` is called."""

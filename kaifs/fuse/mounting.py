@@ -64,8 +64,22 @@ class MountOptions:
         return sum(bit for name, bit in _MOUNT_FLAGS.items() if name in wanted)
 
 
+@dataclass(frozen=True, slots=True)
+class MountedDevice:
+    """What a mount is served by."""
+
+    fd: int
+    mounted_by: str
+    """`mount(2)` or `fusermount3`."""
+
+
 def mount_fuse(mountpoint: Path, options: MountOptions) -> int:
-    """Mount on *mountpoint* and return the descriptor to serve it by.
+    """Mount on *mountpoint* and return the descriptor to serve it by, as `mount_device`."""
+    return mount_device(mountpoint, options).fd
+
+
+def mount_device(mountpoint: Path, options: MountOptions) -> MountedDevice:
+    """Mount on *mountpoint* and return what to serve it by.
 
     Requests wait until it is served. With privileges, or inside a user and mount
     namespace of one's own, by mount(2); else by fusermount3.
@@ -74,13 +88,13 @@ def mount_fuse(mountpoint: Path, options: MountOptions) -> int:
         MountFailedError: the system refuses.
     """
     try:
-        return _mount_directly(mountpoint, options)
+        return MountedDevice(_mount_directly(mountpoint, options), "mount(2)")
     except PermissionError as error:
         if os.geteuid() == 0:
             raise MountFailedError(f"{mountpoint}: {error.strerror}") from error
     except OSError as error:
         raise MountFailedError(f"{mountpoint}: {error.strerror}") from error
-    return _mount_by_helper(mountpoint, options)
+    return MountedDevice(_mount_by_helper(mountpoint, options), "fusermount3")
 
 
 def _mount_directly(mountpoint: Path, options: MountOptions) -> int:

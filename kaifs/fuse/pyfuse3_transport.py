@@ -339,6 +339,7 @@ class Pyfuse3Mount:
         Raises:
             MountFailedError: this pyfuse3 cannot be used.
         """
+        self.reason = "asked for"
         self._operations = Pyfuse3Operations(handlers)
         self.notifier = Pyfuse3Notifier()
 

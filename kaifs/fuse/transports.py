@@ -1,16 +1,40 @@
 """Which transport serves a mount."""
 
+import logging
+import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import trio
 
+from kaifs.base.errors import MountFailedError
 from kaifs.base.types import KernelNode
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Notifier
 from kaifs.fuse.mounting import MountOptions
 
+log = logging.getLogger(__name__)
+
 Name = Literal["auto", "kernel", "pyfuse3", "none"]
+
+OLDEST_LINUX: Final = (5, 4)
+"""Since when the kernel speaks `protocol.OLDEST_MINOR`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What is spent for requests to be answered sooner. Kernel transport only."""
+
+    busypoll_us: int = 0
+    """How long to ask for the next request without sleeping. It keeps a core busy for as long,
+    once for each pause between requests."""
+    keeps_awake: bool = False
+    """Keep all cores awake while requests come. For root."""
+
+
+NO_HURRY: Final = Pace()
 
 
 class Transport(Protocol):
@@ -19,6 +43,11 @@ class Transport(Protocol):
     @property
     def name(self) -> str:
         """What users call it."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why it is used, or how it is mounted; for people."""
         ...
 
     @property
@@ -47,6 +76,7 @@ class Nowhere:
     """No mount at all: what a daemon has that only serves sandboxes."""
 
     name = "none"
+    reason = "no mount was asked for"
 
     def __init__(self) -> None:
         self._terminated = trio.Event()
@@ -81,20 +111,112 @@ class Nowhere:
         """Nothing to do."""
 
 
-def make_transport(name: Name, handlers: Handlers) -> Transport:
-    """Return the transport called *name*; `auto` is pyfuse3, which works everywhere.
+class Automatic:
+    """The kernel's protocol spoken directly if this machine allows, else pyfuse3."""
+
+    def __init__(self, handlers: Handlers, pace: Pace) -> None:
+        self._handlers = handlers
+        self._pace = pace
+        self._chosen: Transport | None = None
+        self._reason = ""
+
+    @property
+    def name(self) -> str:
+        """That of the one which is used; `auto` before it is known."""
+        return "auto" if self._chosen is None else self._chosen.name
+
+    @property
+    def reason(self) -> str:
+        """Why it is that one."""
+        return self._reason
+
+    @property
+    def notifier(self) -> Notifier:
+        """Leads to the one that is used."""
+        return self
+
+    def invalidate_entry(self, parent: KernelNode, name: bytes) -> None:
+        """As `Notifier`."""
+        self._mounted.notifier.invalidate_entry(parent, name)
+
+    def invalidate_inode(self, node: KernelNode) -> None:
+        """As `Notifier`."""
+        self._mounted.notifier.invalidate_inode(node)
+
+    def expire_names(self) -> None:
+        """As `Notifier`."""
+        self._mounted.notifier.expire_names()
+
+    @property
+    def _mounted(self) -> Transport:
+        assert self._chosen is not None, "mount first"
+        return self._chosen
+
+    def mount(self, mountpoint: Path, options: MountOptions) -> None:
+        """Mount by the first that can.
+
+        Raises:
+            MountFailedError: none can.
+        """
+        trouble = _kernel_trouble()
+        if not trouble:
+            transport = make_transport("kernel", self._handlers, self._pace)
+            try:
+                transport.mount(mountpoint, options)
+            except MountFailedError as error:
+                trouble = str(error.subject)
+            else:
+                self._chosen, self._reason = transport, transport.reason
+                return
+        log.warning("kernel_transport_unavailable", extra={"reason": trouble})
+        transport = make_transport("pyfuse3", self._handlers, self._pace)
+        transport.mount(mountpoint, options)
+        self._chosen, self._reason = transport, f"no kernel transport: {trouble}"
+
+    async def serve(self) -> None:
+        """As `Transport`."""
+        await self._mounted.serve()
+
+    def terminate(self) -> None:
+        """As `Transport`."""
+        self._mounted.terminate()
+
+    def unmount(self) -> None:
+        """As `Transport`."""
+        if self._chosen is not None:
+            self._chosen.unmount()
+
+
+def _kernel_trouble() -> str:
+    """Return why the running kernel's protocol cannot be spoken, empty if it can.
+
+    Once it is mounted it is too late: who speaks an older one says so in INIT.
+    """
+    release = os.uname().release
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST_LINUX:
+        return f"Linux {release} speaks an older protocol"
+    return ""
+
+
+def make_transport(name: Name, handlers: Handlers, pace: Pace = NO_HURRY) -> Transport:
+    """Return the transport called *name*, to be mounted.
 
     Raises:
         MountFailedError: this pyfuse3 cannot be used.
     """
-    if name == "none":
-        return Nowhere()
     # Each is imported only if it is used: pyfuse3 alone takes 30 ms.
-    if name == "kernel":
-        from kaifs.fuse.kernel_requests import features_of
-        from kaifs.fuse.kernel_transport import KernelMount
+    match name:
+        case "none":
+            return Nowhere()
+        case "auto":
+            return Automatic(handlers, pace)
+        case "kernel":
+            from kaifs.fuse.kernel_requests import features_of
+            from kaifs.fuse.kernel_transport import KernelMount
 
-        return KernelMount(handlers, features_of(handlers.namespace))
-    from kaifs.fuse.pyfuse3_transport import Pyfuse3Mount
+            return KernelMount(handlers, features_of(handlers.namespace), pace)
+        case "pyfuse3":
+            from kaifs.fuse.pyfuse3_transport import Pyfuse3Mount
 
-    return Pyfuse3Mount(handlers)
+            return Pyfuse3Mount(handlers)
