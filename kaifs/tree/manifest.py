@@ -53,6 +53,8 @@ _SPELLING: Final = tuple(
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 _QUOTED: Final = re.compile(rb"\\(.)", re.DOTALL)
+_CHOICES_KEPT: Final = 8
+"""States of choices for which a listing keeps its lines: an agent may choose anew at each seal."""
 _RENDERED_AT_ONCE: Final = 2000
 """Entries after which others may run."""
 
@@ -344,6 +346,8 @@ def _choose(
 ) -> tuple[tuple[bytes, ...], ...]:
     found = listing.chosen.get(state)
     if found is None:
+        if len(listing.chosen) >= _CHOICES_KEPT:
+            listing.chosen.clear()
         found = listing.chosen[state] = tuple(
             tuple(
                 text for text in piece.splitlines(keepends=True) if _is_meant(text, choice, state)
