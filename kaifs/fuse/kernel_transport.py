@@ -58,6 +58,11 @@ class KernelConnection:
         os.set_blocking(fd, False)
 
     @property
+    def keeps_awake(self) -> bool:
+        """Whether cores are kept awake now."""
+        return self._awake.is_held
+
+    @property
     def counts(self) -> "Counter[str]":
         """How many requests of each opcode came; those that are not known are left out."""
         return Counter({opcode.name: self._counts[opcode] for opcode in Opcode})
@@ -289,6 +294,11 @@ class KernelMount:
     def notifier(self) -> "KernelMount":
         """What tells the kernel: this, once it is mounted."""
         return self
+
+    @property
+    def keeps_awake(self) -> bool:
+        """Whether cores are kept awake now."""
+        return self._connected().keeps_awake
 
     @property
     def counts(self) -> "Counter[str]":

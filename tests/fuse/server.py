@@ -19,7 +19,7 @@ from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.kernel_transport import KernelMount
 from kaifs.fuse.mounting import MountOptions
-from kaifs.fuse.transports import Transport, make_transport
+from kaifs.fuse.transports import Pace, Transport, make_transport
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
@@ -94,6 +94,9 @@ class Server:
             case "counts":
                 assert isinstance(self.mount, KernelMount), "pyfuse3 does not count"
                 return list(self.mount.counts.items())
+            case "is-awake":
+                assert isinstance(self.mount, KernelMount), "pyfuse3 lets cores sleep"
+                return self.mount.keeps_awake
             case "statfs":
                 return self.handlers.statfs_seen
             case "barriers":
@@ -117,7 +120,8 @@ class Server:
 
     async def serve(self, mountpoint: Path, options: dict[str, Any]) -> None:
         """Mount, obey stdin, unmount."""
-        mount = make_transport(options["transport"], self.handlers)
+        pace = Pace(options.get("busypoll", 0), options.get("latency", False))
+        mount = make_transport(options["transport"], self.handlers, pace)
         self.mount = mount
         self.invalidator = Invalidator(self.namespace, mount.notifier)
         mount.mount(
