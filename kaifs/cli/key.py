@@ -10,7 +10,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from kaifs.cli.common import Actions
+from kaifs.cli.arguments import Actions
 from kaifs.cli.output import DONE, print_json, printable, say, table
 from kaifs.cli.session import call
 

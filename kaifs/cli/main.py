@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from kaifs import __version__
 from kaifs.base.errors import KaifsError
-from kaifs.cli.common import add_common
+from kaifs.cli.arguments import add_common
 
 EXIT_FAILURE: Final = 1
 EXIT_BUG: Final = 70

@@ -5,7 +5,7 @@ Damaged versions come here by themselves, when 'kaifs verify' or a read meets th
 
 import argparse
 
-from kaifs.cli.common import Actions
+from kaifs.cli.arguments import Actions
 from kaifs.cli.output import DONE, print_json, printable, say, table, warn
 from kaifs.cli.session import call
 

@@ -85,7 +85,8 @@ def test_a_rollback_that_fails_as_json_has_error_and_steps(bot: Shell) -> None:
 def test_show_as_json_is_the_record_with_its_files(bot: Shell) -> None:
     document = json.loads(bot.fine("show", "bot@1.0.0", "--json"))
 
-    assert document.keys() == {"version", "hash", "metadata", "dependencies", "files"}
+    record = {"version", "hash", "treeDigest", "metadata", "dependencies"}
+    assert document.keys() == record | {"files", "signature"}
     assert document["files"][0] == {
         "path": "a.txt",
         "hash": hashlib.sha256(b"first\n").hexdigest(),
