@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,7 @@ from kaifs.tree.integrity import (
     StoredFile,
     misplaced_entries,
     segment_state,
+    settling_ns,
 )
 from kaifs.tree.manifest import Manifests
 from kaifs.tree.tree import Tree
@@ -154,6 +156,12 @@ class Verifier:
         return self._content.read_bytes
 
     # --- before ------------------------------------------------------------------------
+
+    def settle(self) -> Steps:
+        """Wait until what is read can be remembered: at most two ticks of the kernel's clock."""
+        wait_ns = settling_ns(self._store)
+        if wait_ns:
+            yield Work(partial(time.sleep, wait_ns / 1e9))
 
     def survey(
         self, root_id: RootId, version: VersionRecord | None

@@ -28,7 +28,7 @@ from kaifs.service.aside import (
 )
 from kaifs.service.context import Context
 from kaifs.service.dependencies import check_dependencies
-from kaifs.service.findings import Finding, Findings, join_findings
+from kaifs.service.findings import Finding, Findings, ValidationResult, join_findings
 from kaifs.service.integrity import Survey, Verifier
 from kaifs.service.lineage import Lineage, check_lineage
 from kaifs.service.record_check import check_record
@@ -53,14 +53,13 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Seal each version again, from its files, and compare."""
 
 
-class Validation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The specification's ValidationResult, and of what it is."""
+class Validation(ValidationResult, frozen=True, kw_only=True, rename="camel"):
+    """The specification's ValidationResult, and of what it is.
+
+    A line tells the check, the path or the field, and what is wrong. Damage has the code E102.
+    """
 
     reference: str
-    valid: bool
-    errors: tuple[str, ...]
-    """A line each: the check, the path or the field, what is wrong. Damage has the code E102."""
-    warnings: tuple[str, ...]
     quarantined: bool
     """Whether it is in quarantine now."""
     is_skipped: bool
@@ -126,6 +125,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         for target in targets:
             if target.root is not None:
                 target.survey = yield from verifier.survey(target.root, target.version)
+        yield from verifier.settle()
         verifier.done = 0
         verifier.total = sum(_size(context.store, target) for target in targets)
         yield Progress(0, verifier.total, "bytes", "verifying")

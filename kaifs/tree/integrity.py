@@ -302,6 +302,16 @@ def segment_state(store: Store, segment: SegmentId) -> SegmentState | None:
     )
 
 
+def settling_ns(store: Store) -> int:
+    """Return how long it is until no segment's file is too young to count, ns; 0 if none is."""
+    now_ns = SystemClock().now_ns()
+    youngest = 0
+    with os.scandir(store.path / SEGMENT_FOLDER) as files:
+        for file in files:
+            youngest = max(youngest, file.stat(follow_symlinks=False).st_ctime_ns)
+    return min(max(youngest + TICK_NS + 1 - now_ns, 0), 2 * TICK_NS)
+
+
 class BlockReader:
     """Reads blocks from the segments' files by descriptors of its own. For one thread at a time."""
 
