@@ -19,14 +19,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from kaifs.api.security import VersionSecurityManager
     from kaifs.api.snapshots import SnapshotIsolationManager, SnapshotOptions, read_suite
     from kaifs.api.versions import AgentVersion, AgentVersionManager
     from kaifs.base.errors import KaifsError, VersionErrorCode
     from kaifs.service.commit import CommitResult
+    from kaifs.service.findings import ValidationResult
     from kaifs.service.isolation import IsolatedSnapshot, IsolationConfig
     from kaifs.service.list_ import VersionInfo
     from kaifs.service.record import VersionDependency, VersionedFile, VersionMetadata
-    from kaifs.service.rollback import RollbackResult, RollbackStep, ValidationResult
+    from kaifs.service.rollback import RollbackResult, RollbackStep
     from kaifs.service.suite import TestCase, TestSuite
     from kaifs.service.suite_runner import TestResult
 
@@ -51,6 +53,7 @@ __all__ = [
     "VersionErrorCode",
     "VersionInfo",
     "VersionMetadata",
+    "VersionSecurityManager",
     "VersionedFile",
     "__version__",
     "read_suite",
@@ -70,11 +73,12 @@ _MODULES: Final = {
     "TestCase": "service.suite",
     "TestResult": "service.suite_runner",
     "TestSuite": "service.suite",
-    "ValidationResult": "service.rollback",
+    "ValidationResult": "service.findings",
     "VersionDependency": "service.record",
     "VersionErrorCode": "base.errors",
     "VersionInfo": "service.list_",
     "VersionMetadata": "service.record",
+    "VersionSecurityManager": "api.security",
     "VersionedFile": "service.record",
     "read_suite": "api.snapshots",
 }

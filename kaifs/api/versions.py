@@ -29,6 +29,9 @@ from kaifs.service import list_, remove, rollback, seal, show
 from kaifs.service.diff import Change
 from kaifs.service.diff import Params as DiffParams
 from kaifs.service.diff import Result as DiffResult
+from kaifs.service.log import LogEntry
+from kaifs.service.log import Params as LogParams
+from kaifs.service.log import Result as LogResult
 from kaifs.service.record import (
     Description,
     SnapshotType,
@@ -235,6 +238,34 @@ class AgentVersionManager:
         """
         found: list_.Result = call(self.store, "list", list_.Params(agent=self.agent_name))
         return found.versions
+
+    def log(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        follow: bool = False,
+        limit: int | None = None,
+    ) -> tuple[LogEntry, ...]:
+        """Return the history, newest first: what came from what.
+
+        Args:
+            path: Only versions that changed what is there, or below it; from the agent's top.
+            follow: Go on with the name that *path* had before it was renamed.
+            limit: At most so many versions.
+
+        Raises:
+            AgentNotFoundError: there is no such agent.
+            AccessDeniedError: its folder, or a file of a version that is compared, is closed to
+                the caller.
+        """
+        params = LogParams(
+            agent=self.agent_name,
+            path=None if path is None else os.fsencode(path),
+            follow=follow,
+            limit=limit,
+        )
+        found: LogResult = call(self.store, "log", params)
+        return found.entries
 
     def get_current_version(self, *, has_files: bool = True) -> AgentVersion | None:
         """Return the version that current is based on, None if there is none yet.

@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_helper:
         args.trouble = EXIT_MOUNT_FAILURE
     try:
+        _warn_on_screen()
         status: int = args.run(args)
         sys.stdout.flush()
     except KaifsError as error:
@@ -148,6 +149,13 @@ def make_parser() -> argparse.ArgumentParser:
     for verb, does in VERBS.items():
         verbs.add_parser(verb, help=does, parents=[common], module=f"kaifs.cli.{_module(verb)}")
     return parser
+
+
+def _warn_on_screen() -> None:
+    """Show what a verb warns of as a line on stderr; a daemon has its log."""
+    from kaifs.daemon.log import warn_on_screen
+
+    warn_on_screen()
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -32,9 +32,6 @@ def call(
     signer: Signer | None = None,
 ) -> Any:
     """Run *verb* on the command's store, with a bar if somebody watches."""
-    from kaifs.daemon.log import warn_on_screen
-
-    warn_on_screen()
     bar = progress_bar(args) if has_progress else nullcontext()
     with bar as on_progress:
         return access.call(

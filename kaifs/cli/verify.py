@@ -9,7 +9,7 @@ everything is valid, 1 something is not.
 import argparse
 
 from kaifs.cli.output import DONE, FAILED, format_size, print_json, say
-from kaifs.cli.session import call
+from kaifs.cli.session import progress_bar, store_of
 
 _INVALID = 1
 
@@ -25,10 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify them."""
-    from kaifs.service.verify import Params
+    from kaifs.api.security import VersionSecurityManager
 
-    params = Params(references=tuple(args.references), full=args.full, reproduce=args.reproduce)
-    found = call(args, "verify", params, has_progress=True)
+    manager = VersionSecurityManager(store_of(args))
+    with progress_bar(args) as on_progress:
+        found = manager.verify(
+            args.references, full=args.full, reproduce=args.reproduce, on_progress=on_progress
+        )
     invalid = [one for one in found.validations if not one.valid]
     if args.json:
         print_json(found.validations[0] if len(args.references) == 1 else found.validations)

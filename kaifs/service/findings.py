@@ -6,8 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 Check = Literal["signature", "checksum", "dependency", "permission", "lineage", "reproduction"]
 """Source: specification, VersionSecurityManager; lineage and reproduction are ours."""
+
+
+class ValidationResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The specification's ValidationResult."""
+
+    valid: bool
+    errors: tuple[str, ...] = ()
+    """A line each."""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from kaifs.base.clock import format_time
 from kaifs.base.errors import KaifsError, RollbackValidationError
 from kaifs.meta.records import AgentRecord, VersionRecord
 from kaifs.service.context import Context
+from kaifs.service.findings import ValidationResult
 from kaifs.service.integrity import prove_description
 from kaifs.service.reference import get_agent, get_version
 from kaifs.service.steps import Flush, Item, Step
@@ -66,12 +67,10 @@ class SwitchDetails(msgspec.Struct, frozen=True, kw_only=True, rename="camel", t
     target_path: str
 
 
-class ValidationResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag="validation"):
-    """The specification's ValidationResult."""
-
-    valid: bool
-    errors: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+class ValidationDetails(
+    ValidationResult, frozen=True, kw_only=True, rename="camel", tag="validation"
+):
+    """What the validation of the target says."""
 
 
 class RollbackStep(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
@@ -79,7 +78,7 @@ class RollbackStep(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
 
     step: str
     success: bool
-    details: BackupDetails | SwitchDetails | ValidationResult | None = None
+    details: BackupDetails | SwitchDetails | ValidationDetails | None = None
     error: str | None = None
 
 
@@ -152,7 +151,7 @@ class _Told:
         except KaifsError as error:
             details = None
             if name == VALIDATE:
-                details = ValidationResult(valid=False, errors=(str(error),))
+                details = ValidationDetails(valid=False, errors=(str(error),))
             self.add(RollbackStep(step=name, success=False, details=details, error=str(error)))
             raise
 
@@ -216,5 +215,5 @@ def _done(
             success=True,
             details=SwitchDetails(target_version=version.label, target_path=path),
         ),
-        RollbackStep(step=VALIDATE, success=True, details=ValidationResult(valid=True)),
+        RollbackStep(step=VALIDATE, success=True, details=ValidationDetails(valid=True)),
     )

@@ -251,3 +251,21 @@ def test_failures_are_classes_with_codes(versions: AgentVersionManager, tmp_path
     with pytest.raises(StoreNotFoundError):
         AgentVersionManager("bot", tmp_path / "none").list_versions()
     assert labels(versions) == ["1.0.0"]
+
+
+def test_the_history_tells_what_came_from_what(
+    served_versions: AgentVersionManager, source: Path
+) -> None:
+    served_versions.create_version("1.0.0", "1.1.0")
+    (source / "a.txt").write_text("second\n")
+    served_versions.import_version(source, "1.2.0")
+
+    entries = served_versions.log()
+
+    assert [(entry.version, entry.parent) for entry in entries] == [
+        ("1.2.0", "1.1.0"),
+        ("1.1.0", "1.0.0"),
+        ("1.0.0", None),
+    ]
+    assert [entry.version for entry in served_versions.log("a.txt")] == ["1.2.0", "1.0.0"]
+    assert [entry.version for entry in served_versions.log(limit=1)] == ["1.2.0"]
