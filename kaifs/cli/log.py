@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from kaifs.cli.graph import Graph
-from kaifs.cli.output import coloured, print_json, printable
+from kaifs.cli.output import coloured, print_json, printable, warn
 from kaifs.cli.session import call
 
 
@@ -40,6 +40,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found.entries)
         return 0
+    if found.damaged:
+        warn(
+            args,
+            f"nothing can be told of versions whose records are damaged: {', '.join(found.damaged)}",
+        )
     if args.path is not None:
         # What lies between these versions is not shown, so there is no graph to draw.
         print("\n".join("\n".join(_lines(entry, args)) for entry in found.entries))
@@ -63,14 +68,15 @@ def _lines(entry: Any, args: argparse.Namespace) -> list[str]:
         for change in entry.changes or ()
     ]
     notes = [printable(line) for line in metadata.notes.splitlines()]
+    gone = "in quarantine" if entry.is_parent_quarantined else "removed"
     is_parent_gone = entry.parent is not None and not entry.is_parent_here
     if args.oneline:
-        gap = f" (parent {entry.parent} removed)" if is_parent_gone else ""
+        gap = f" (parent {entry.parent} {gone})" if is_parent_gone else ""
         title = f"{coloured(entry.version, 'bold')}{mark}{gap} {notes[0] if notes else ''}".rstrip()
         return [title, *changes]
     lines = [f"{coloured('version ' + entry.version, 'bold')}{mark}"]
     facts = (
-        ("Parent", f"{entry.parent} (removed)" if is_parent_gone else entry.parent),
+        ("Parent", f"{entry.parent} ({gone})" if is_parent_gone else entry.parent),
         ("Type", metadata.snapshot_type + (", signed" if entry.is_signed else "")),
         ("Author", printable(metadata.author)),
         ("Date", metadata.created),

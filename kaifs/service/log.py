@@ -8,11 +8,11 @@ anew under the same label, leaves a gap.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Set
 
 import msgspec
 
-from kaifs.base.errors import ArgumentValueError
+from kaifs.base.errors import ArgumentValueError, StoreDamagedError
 from kaifs.meta.records import AgentRecord, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.record import AgentVersion, VersionMetadata, decode_record, record_hash
@@ -36,7 +36,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class PathChange(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """What a version did to one path, compared with its parent."""
+    """What a version did to one path, compared with its parent, or with what is left before it."""
 
     status: str
     """A added, D deleted, M modified, R renamed, T type changed."""
@@ -54,6 +54,8 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What its record names; None for a first version."""
     is_parent_here: bool
     """Whether that very version is still there; False for a first version."""
+    is_parent_quarantined: bool
+    """Whether it is in quarantine."""
     is_current: bool
     is_signed: bool
     size: int
@@ -66,6 +68,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Versions, newest first, each before its parent."""
 
     entries: tuple[LogEntry, ...]
+    damaged: tuple[str, ...] = ()
+    """Labels of versions whose records are unreadable, so that nothing can be told of them."""
 
 
 def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
@@ -81,22 +85,36 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     context.require_reader(agent)
     if params.limit is not None and params.limit < 1:
         raise ArgumentValueError(f"-n {params.limit}: a number from 1 on")
-    history = History(context.store.versions(agent.agent_id))
+    store = context.store
+    history = History(
+        store.versions(agent.agent_id),
+        {aside.label for aside in store.quarantined(agent.agent_id)},
+    )
+    damaged = (*store.unreadable_versions(agent.agent_id), *history.damaged)
     if params.path is None:
         entries = [_entry(agent, history, version) for version in history.newest(params.limit)]
-        return Result(entries=tuple(entries))
+        return Result(entries=tuple(entries), damaged=damaged)
     path = _checked(params.path)
     found = yield from _changes_of(context, agent, history, path, params)
-    return Result(entries=tuple(found))
+    return Result(entries=tuple(found), damaged=damaged)
 
 
 class History:
     """The versions of one agent and which comes from which."""
 
-    def __init__(self, versions: list[VersionRecord]) -> None:
-        self._versions = versions
-        self._records = {version.label: decode_record(version.record) for version in versions}
-        self._by_label = {version.label: version for version in versions}
+    def __init__(self, versions: list[VersionRecord], quarantined: Set[str] = frozenset()) -> None:
+        """Know *versions*, by growing precedence, and the labels of those that are set aside."""
+        self.quarantined = quarantined
+        self.damaged: list[str] = []
+        """Labels of versions whose records are unreadable; they are left out."""
+        self._records: dict[str, AgentVersion] = {}
+        for version in versions:
+            try:
+                self._records[version.label] = decode_record(version.record)
+            except StoreDamagedError:
+                self.damaged.append(version.label)
+        self._versions = [version for version in versions if version.label in self._records]
+        self._by_label = {version.label: version for version in self._versions}
 
     def record(self, version: VersionRecord) -> AgentVersion:
         """Return the record of *version*."""
@@ -158,6 +176,9 @@ def _changes_of(
         if params.limit is not None and len(found) >= params.limit:
             break
         parent = history.parent(version)
+        if parent is None and history.record(version).parent is not msgspec.UNSET:
+            # A gap: what is left before it says best what has changed since.
+            parent = order[number + 1] if number + 1 < len(order) else None
         # Looked up again: another verb may have taken one away at the last step.
         tree, base = _tree(context, agent, version), _tree(context, agent, parent)
         if tree is not None and (base is not None or parent is None):
@@ -209,11 +230,14 @@ def _entry(
     differences: list[Difference] | None = None,
 ) -> LogEntry:
     record = history.record(version)
+    parent = None if record.parent is msgspec.UNSET else record.parent
+    is_parent_here = history.parent(version) is not None
     return LogEntry(
         version=version.label,
         hash=version.hash,
-        parent=None if record.parent is msgspec.UNSET else record.parent,
-        is_parent_here=history.parent(version) is not None,
+        parent=parent,
+        is_parent_here=is_parent_here,
+        is_parent_quarantined=not is_parent_here and parent in history.quarantined,
         is_current=version.label == agent.version,
         is_signed=bool(version.signature),
         size=version.size,

@@ -12,7 +12,7 @@ from collections.abc import Generator
 import msgspec
 
 from kaifs.base.clock import format_time
-from kaifs.base.errors import NoRuleError
+from kaifs.base.errors import NoRuleError, StoreDamagedError
 from kaifs.meta.records import AgentRecord, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.policy import policy_of
@@ -75,13 +75,15 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     versions = store.versions(agent.agent_id)[::-1]
     versions.sort(key=lambda version: -version.created_ns)
     needed = needed_labels(context, agent)
+    unreadable = {version.label: ("damaged",) for version in versions if not _is_readable(version)}
     candidates = [_candidate(version) for version in versions]
     kept: list[PrunedVersion] = []
     removed: list[PrunedVersion] = []
     for version, candidate, reasons in zip(
         versions, candidates, kept_by(rules, candidates), strict=True
     ):
-        reasons += needed.get(version.label, ())
+        # What cannot be read cannot be judged by rules.
+        reasons += unreadable.get(version.label, ()) + needed.get(version.label, ())
         (kept if reasons else removed).append(_pruned(version, candidate, reasons))
     if not params.is_dry_run:
         for gone in removed:
@@ -109,7 +111,17 @@ def needed_labels(context: Context, agent: AgentRecord) -> dict[str, tuple[str, 
     return found
 
 
+def _is_readable(version: VersionRecord) -> bool:
+    try:
+        decode_record(version.record)
+    except StoreDamagedError:
+        return False
+    return True
+
+
 def _candidate(version: VersionRecord) -> Candidate:
+    if not _is_readable(version):
+        return Candidate(version.label, version.created_ns, "", ())
     metadata = decode_record(version.record).metadata
     return Candidate(version.label, version.created_ns, metadata.snapshot_type, metadata.tags)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kaifs.base.errors import (
@@ -13,6 +14,8 @@ from kaifs.base.errors import (
     NoRuleError,
     VersionInUseError,
 )
+from kaifs.meta.database import Table
+from kaifs.meta.records import VERSION
 from kaifs.service.record import Description
 from kaifs.service.retention import Candidate, Retention, kept_by, parse_duration
 from kaifs.tree.tree import AttributeChange
@@ -98,6 +101,45 @@ def test_a_limit_counts_versions(bot: Desk) -> None:
     seal(bot, "1.2.0")
 
     assert [entry.version for entry in log(bot, limit=2)] == ["1.2.0", "1.1.0"]
+
+
+def test_a_parent_in_quarantine_is_told(bot: Desk) -> None:
+    seal(bot, "1.1.0")
+    seal(bot, "1.2.0")
+    bot.store.quarantine_version(bot.store.get_agent("bot"), "1.1.0", "a test")
+
+    (child, _) = log(bot)
+
+    assert (child.parent, child.is_parent_here) == ("1.1.0", False)
+    assert child.is_parent_quarantined
+
+
+def test_a_version_whose_record_is_damaged_hides_no_other_and_is_not_pruned(bot: Desk) -> None:
+    seal(bot, "1.1.0")
+    seal(bot, "1.2.0")
+    version = bot.store.get_version(bot.store.get_agent("bot"), "1.1.0")
+    key = version.agent_id.to_bytes(8, "big") + b"1.1.0"
+    broken = msgspec.structs.replace(version, record=b"{}")
+    bot.store.pending.put(Table.VERSIONS, key, VERSION.encode(broken))
+
+    found = bot.run("log", agent="bot")
+    assert [entry.version for entry in found.entries] == ["1.2.0", "1.0.0"]
+    assert found.damaged == ("1.1.0",)
+    assert told(bot, b"a.txt") == [("1.0.0", "A", "a.txt")]
+    pruned = bot.run("prune", agent="bot", retention=Retention(keep_last=1))
+    assert [version.version for version in pruned.removed] == ["1.0.0"]
+    assert {version.version: version.kept_by for version in pruned.kept}["1.1.0"] == ("damaged",)
+    bot.store.pending.put(Table.VERSIONS, key, VERSION.encode(version))
+
+
+def test_after_a_gap_a_path_is_compared_with_what_is_left_before_it(bot: Desk) -> None:
+    bot.write("bot", b"a.txt", b"second\n")
+    seal(bot, "1.1.0")
+    seal(bot, "1.2.0")
+    bot.run("remove", reference="bot@1.1.0", force=True)
+
+    assert told(bot, b"a.txt") == [("1.2.0", "M", "a.txt"), ("1.0.0", "A", "a.txt")]
+    assert told(bot, b"lib/x.py") == [("1.0.0", "A", "lib/x.py")]
 
 
 # --- the history of a path ---------------------------------------------------------------------
