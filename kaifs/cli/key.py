@@ -111,7 +111,9 @@ def _said(args: argparse.Namespace, result: Any) -> str:
         case "revoke":
             return f"{result.changed} is revoked"
         case _:
-            return f"The store signs with {result.changed}; {result.previous} counts for the past"
+            is_revoked = result.previous in result.revoked
+            before = "stays revoked" if is_revoked else "counts for the past"
+            return f"The store signs with {result.changed}; {result.previous} {before}"
 
 
 def _export(args: argparse.Namespace, result: Any) -> None:

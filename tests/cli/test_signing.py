@@ -91,6 +91,9 @@ def test_a_store_s_key_from_its_making_to_its_end(bot: Shell) -> None:
     bot.fine("key", "revoke", first)
     assert signed_by(bot, "bot@1.0.1")[0] == "revoked"
     expect(bot("rollback", "bot", "1.0.1"), "E104", "E178")
+    bot.fine("key", "revoke", second)
+    expect(bot("seal", "bot"), "E178", "kaifs key rotate")
+    assert bot.fine("key", "rotate").endswith(f"{second} stays revoked\n")
 
 
 def test_export_prints_what_others_need(bot: Shell, tmp_path: Path) -> None:
