@@ -217,18 +217,18 @@ class Segments:
             self.check_header(segment)
         offset = self.sizes.get(segment, SEGMENT_HEADER_SIZE)
         window, start = _NOTHING, offset
+        unpack = _RECORD_HEADER.unpack_from
         while True:
             place = offset - start
+            begin = place + RECORD_HEADER_SIZE
             need = RECORD_HEADER_SIZE
-            if len(window) - place >= need:
-                raw = window[place : place + RECORD_HEADER_SIZE]
-                fields = _RECORD_HEADER.unpack(raw)
+            if begin <= len(window):
+                fields = unpack(window, place)
                 magic, kind, codec, _, stored_size, size, number, digest, own = fields
-                if magic != RECORD_MAGIC or own != record_checksum(raw[:-8]):
+                if magic != RECORD_MAGIC or own != record_checksum(window[place : begin - 8]):
                     raise ChecksumMismatchError(f"segment {segment}: no record at {offset}")
-                need = record_size(stored_size)
-                if len(window) - place >= need:
-                    begin = place + RECORD_HEADER_SIZE
+                need = -(-(RECORD_HEADER_SIZE + stored_size) // ALIGNMENT) * ALIGNMENT
+                if place + need <= len(window):
                     stored = window[begin : begin + stored_size]
                     payload = stored if codec == 0 else decode(codec, bytes(stored), size)
                     if len(payload) != size or checksum(payload) != digest:

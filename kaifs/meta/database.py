@@ -123,6 +123,18 @@ class Database:
             except lmdb.Error as error:
                 raise StoreDamagedError(f"index: {error}") from error
 
+    def get_many(self, table: Table, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the records that there are at *keys*.
+
+        Raises:
+            StoreDamagedError: the checksum of one is wrong.
+        """
+        with self._reading() as txn, txn.cursor(self._tables[table]) as cursor:
+            found = cursor.getmulti(sorted(keys))
+            return {
+                bytes(key): unprotect(value, f"{table} {bytes(key).hex()}") for key, value in found
+            }
+
     def scan(self, table: Table, start: bytes = b"", limit: int | None = None) -> list[bytes]:
         """Return up to *limit* keys from *start* on, in order, without their records."""
         with self._reading() as txn, txn.cursor(self._tables[table]) as cursor:
@@ -166,13 +178,8 @@ class Database:
             try:
                 with self._env.begin(write=True) as txn:
                     for table, records in changes.items():
-                        database = self._tables[table]
-                        for key in sorted(records):
-                            record = records[key]
-                            if record is None:
-                                txn.delete(key, db=database)
-                            else:
-                                txn.put(key, protect(record), db=database)
+                        with txn.cursor(self._tables[table]) as cursor:
+                            _apply(cursor, records)
             except lmdb.MapFullError:
                 with self._mapping:
                     self._map_size *= 2
@@ -216,3 +223,14 @@ class Database:
     def engine_version(self) -> str:
         """Return the version of the LMDB engine, such as `0.9.36`."""
         return ".".join(map(str, self._env.lib_version()))
+
+
+def _apply(cursor: lmdb.Cursor, records: Mapping[bytes, bytes | None]) -> None:
+    puts = []
+    for key in sorted(records):
+        record = records[key]
+        if record is not None:
+            puts.append((key, protect(record)))
+        elif cursor.set_key(key):
+            cursor.delete()
+    cursor.putmulti(puts)

@@ -110,6 +110,18 @@ class Index:
         except StoreDamagedError as error:
             return self._from_mirror(lambda mirror: self._take(mirror, table, key), error)
 
+    def get_many(self, table: Table, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the records that there are at *keys*.
+
+        Raises:
+            StoreDamagedError: the checksum of one is wrong in both copies.
+        """
+        try:
+            return self._main.get_many(table, keys)
+        except StoreDamagedError:
+            found = {key: self.get(table, key) for key in keys}
+            return {key: record for key, record in found.items() if record is not None}
+
     def scan(self, table: Table, start: bytes = b"", limit: int | None = None) -> list[bytes]:
         """Return up to *limit* keys from *start* on, in order, without their records."""
         try:

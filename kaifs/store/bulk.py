@@ -7,7 +7,7 @@ kind of tree; which keys share a node may differ.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kaifs.base.types import Generation, NodeId
@@ -86,19 +86,18 @@ class _Work:
 
     def _leaves(self, leaf: Leaf, start: int, stop: int) -> _Pieces:
         merged = dict(zip(leaf.keys, leaf.values, strict=True))
-        changes = self._changes
-        for key in self.keys[start:stop]:
-            value = changes[key]
-            if value is None:
-                merged.pop(key, None)
-            else:
-                merged[key] = value
+        changed = self.keys[start:stop]
+        given = list(map(self._changes.__getitem__, changed))
+        merged.update(zip(changed, given, strict=True))  # type: ignore[arg-type]
+        if None in given:
+            for key, value in zip(changed, given, strict=True):
+                if value is None:
+                    del merged[key]
         keys = sorted(merged)
-        values = [merged[key] for key in keys]
-        weights = [len(key) + len(value) for key, value in zip(keys, values, strict=True)]
+        values = list(map(merged.__getitem__, keys))
         pieces: _Pieces = []
         old: Leaf | None = leaf
-        for begin, end in _cuts(weights):
+        for begin, end in _cuts(keys, values):
             part = self._leaf(old, keys[begin:end], values[begin:end])
             pieces.append((keys[begin], part.node_id))
             old = None
@@ -118,10 +117,11 @@ class _Work:
         """Return branches over *children* with their bounds; the first takes *old*'s place."""
         pieces: _Pieces = []
         whole = old
-        for begin, end in _cuts([len(bound) + 8 for bound, _ in children]):
-            keys = [bound for bound, _ in children[begin:end]]
-            below = [child for _, child in children[begin:end]]
-            pieces.append((keys[0], self._branch(old, keys, below).node_id))
+        bounds = [bound for bound, _ in children]
+        below = [child for _, child in children]
+        for begin, end in _cuts(bounds, None):
+            part = self._branch(old, bounds[begin:end], below[begin:end])
+            pieces.append((bounds[begin], part.node_id))
             old = None
         if whole is not None and old is not None:
             self._drop(whole)
@@ -140,17 +140,26 @@ class _Work:
             self._nodes.drop(node)
 
 
-def _cuts(weights: list[int]) -> list[tuple[int, int]]:
-    """Return where to cut a run of keys into nodes: none if it fits into one, else all filled."""
-    count = len(weights)
-    if count <= MAX_KEYS and sum(weights) <= MAX_BYTES:
-        return [(0, count)] if count else []
-    cuts = []
-    begin = weight = 0
-    for index, one in enumerate(weights):
-        if index > begin and (index - begin >= FILL_KEYS or weight + one > FILL_BYTES):
-            cuts.append((begin, index))
-            begin, weight = index, 0
-        weight += one
-    cuts.append((begin, count))
-    return cuts
+def _cuts(keys: list[bytes], values: list[bytes] | None) -> Iterator[tuple[int, int]]:
+    """Yield the runs of keys that make one node each: one if all fit into one, else filled ones.
+
+    Without values they are those of a branch, whose children weigh 8 each.
+    """
+    count = len(keys)
+    if count <= MAX_KEYS and _weight(keys, values, 0, count) <= MAX_BYTES:
+        if count:
+            yield 0, count
+        return
+    begin = 0
+    while begin < count:
+        end = min(begin + FILL_KEYS, count)
+        while end - begin > 1 and _weight(keys, values, begin, end) > FILL_BYTES:
+            end = begin + (end - begin) // 2
+        yield begin, end
+        begin = end
+
+
+def _weight(keys: list[bytes], values: list[bytes] | None, begin: int, end: int) -> int:
+    if values is None:
+        return sum(map(len, keys[begin:end])) + 8 * (end - begin)
+    return sum(map(len, keys[begin:end])) + sum(map(len, values[begin:end]))

@@ -126,17 +126,20 @@ class Payload:
         self._start_if_full()
         self._segments.append_journal(sequence, record)
 
-    def adopt(self, segment: SegmentId, found: TailRecord) -> None:
-        """Take a block into the index that is in a segment past what was committed."""
-        block = BlockId(found.number)
-        self._counters.block = block + 1
-        record = BlockRecord(
-            segment, found.offset, found.stored_size, found.size, found.codec, found.checksum
-        )
-        self._pending.put(Table.BLOCKS, block_key(block), BLOCK.encode(record))
-        ids = self._pending.get(Table.DIGESTS, found.checksum) or b""
-        self._pending.put(Table.DIGESTS, found.checksum, ids + block_key(block))
-        self.live[segment] += found.stop - found.offset
+    def adopt(self, blocks: list[tuple[SegmentId, TailRecord]]) -> None:
+        """Take blocks into the index that are in segments past what was committed, ids growing."""
+        ids = self._pending.get_many(Table.DIGESTS, [found.checksum for _, found in blocks])
+        put, live = self._pending.put, self.live
+        for segment, found in blocks:
+            key = block_key(BlockId(found.number))
+            record = BlockRecord(
+                segment, found.offset, found.stored_size, found.size, found.codec, found.checksum
+            )
+            put(Table.BLOCKS, key, BLOCK.encode(record))
+            same = ids[found.checksum] = ids.get(found.checksum, b"") + key
+            put(Table.DIGESTS, found.checksum, same)
+            live[segment] += found.stop - found.offset
+            self._counters.block = found.number + 1
 
     def _append_record(self, header: RecordHeader, stored: bytes) -> tuple[SegmentId, int]:
         self._start_if_full()

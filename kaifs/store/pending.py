@@ -40,6 +40,15 @@ class Pending:
             return self._in_flight[table][key]
         return self._database.get(table, key)
 
+    def get_many(self, table: Table, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the records that there are at *keys*."""
+        found: dict[bytes, bytes | None] = dict(self._database.get_many(table, keys))
+        for batch in (self._in_flight, self._running):
+            records = {} if batch is None else batch[table]
+            if records:
+                found.update((key, records[key]) for key in keys if key in records)
+        return {key: record for key, record in found.items() if record is not None}
+
     def put(self, table: Table, key: bytes, record: bytes) -> None:
         """Set the record at *key*."""
         self._running[table][key] = record

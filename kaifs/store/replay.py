@@ -70,13 +70,13 @@ class Replay:
         self.sequence = sequence
         self.found = Recovery()
         self._last: JournalRecord | None = None
-        self._puts: dict[int, tuple[Root, dict[bytes | None, bytes | None]]] = {}
+        self._puts: dict[int, _Gathered] = {}
         """Changes of trees that are not applied yet, by root id."""
         self._gathered = 0
         self._new: list[tuple[SegmentId, TailRecord]] = []
         """Blocks since the last journal record. Nothing that was acknowledged names them yet."""
         self._next_block = store.payload.next_block
-        """The block that a journal record must not lack."""
+        """The first block that has not been met."""
         self._adopted: list[tuple[SegmentId, TailRecord]] = []
         """Blocks before the last journal record."""
         self._stops: dict[SegmentId, int] = {}
@@ -107,13 +107,22 @@ class Replay:
         new = self._new
         stop = 0
         for found in self._store.segments.tail(segment):
+            stop = found.stop
             if found.kind == RECORD_BLOCK:
-                new.append((segment, found))
+                # A smaller id is a copy that gc made; the original is in the index.
+                if found.number == self._next_block:
+                    self._next_block += 1
+                    new.append((segment, found))
             elif found.kind == RECORD_JOURNAL:
                 record = self._verified(segment, found)
-                self._stops[segment] = found.stop
+                if new:
+                    self._adopted += new
+                    new.clear()
+                if self._passed:
+                    self._stops |= self._passed
+                    self._passed.clear()
+                self._stops[segment] = stop
                 self._apply(record)
-            stop = found.stop
         if stop:
             # Counts if a journal record follows in another segment.
             self._passed[segment] = stop
@@ -130,34 +139,21 @@ class Replay:
         record = decode_journal(found.stored)
         if record.epoch > self._store.epoch:
             raise StoreDamagedError(f"segment {segment}: journal of epoch {record.epoch}")
-        fresh = self._next_block
-        for _, block in self._new:
-            # Smaller ones are copies that gc made; the originals are in the index.
-            fresh += block.number == fresh
-        if fresh != record.block:
-            raise StoreDamagedError(f"segment {segment}: block {fresh} is missing")
+        if record.block != self._next_block:
+            raise StoreDamagedError(f"segment {segment}: block {self._next_block} is missing")
         return record
 
     def _apply(self, record: JournalRecord) -> None:
-        """Take a record's changes in, with the blocks before it."""
-        if self._new:
-            self._adopted += [found for found in self._new if found[1].number >= self._next_block]
-            self._next_block = record.block
-            self._new.clear()
-        if self._passed:
-            self._stops |= self._passed
-            self._passed.clear()
+        puts = self._puts
         try:
             for step in record.steps:
                 if type(step) is Puts:
-                    entry = self._puts.get(step.root)
+                    entry = puts.get(step.root)
                     if entry is None:
-                        entry = self._puts[step.root] = (self._store.root(RootId(step.root)), {})
-                    root, changes = entry
+                        entry = puts[step.root] = _Gathered(self._store.root(RootId(step.root)))
                     pairs = iter(step.pairs)
-                    changes.update(zip(pairs, pairs, strict=True))
-                    root.next_ino, root.inodes = Ino(step.next_ino), step.inodes
-                    root.size, root.own = step.size, step.own
+                    entry.changes.update(zip(pairs, pairs, strict=True))
+                    entry.last = step
                     self._gathered += len(step.pairs)
                 else:
                     self._apply_rare(step)
@@ -165,7 +161,6 @@ class Replay:
             self._damage = error
             raise
         self.sequence += 1
-        self.found.records += 1
         self._last = record
         if self._gathered > GATHERED_MAX or len(self._adopted) > BLOCKS_MAX:
             self._settle()
@@ -179,8 +174,7 @@ class Replay:
         for segment, stop in self._stops.items():
             store.reach_segment(segment, stop)
         self._stops.clear()
-        for segment, block in self._adopted:
-            store.payload.adopt(segment, block)
+        store.payload.adopt(self._adopted)
         self.found.blocks += len(self._adopted)
         self._indexed += len(self._adopted)
         self._adopted.clear()
@@ -193,6 +187,7 @@ class Replay:
         self._gathered = 0
         if self._last is not None:
             store.reach_counters(self._last.root, self._last.slot, self._last.agent)
+        self.found.records += self.sequence - store.sequence
         store.sequence = self.sequence
 
     def _apply_rare(self, step: object) -> None:
@@ -221,14 +216,31 @@ class Replay:
                 else:
                     store.pending.delete(Table.UNFINISHED, root_key(RootId(root)))
             case RootSet(record):
+                # Last of all: its fields are those after every change in the record.
+                self._apply_to(record.root_id)
                 store.reset_root(record)
 
     def _apply_to(self, root_id: int) -> None:
-        entry = self._puts.pop(root_id, None)
-        if entry is not None:
-            root, changes = entry
-            bulk.apply(self._store.nodes, root, cast("dict[bytes, bytes | None]", changes))
+        gathered = self._puts.pop(root_id, None)
+        if gathered is not None and gathered.last is not None:
+            root, last = gathered.root, gathered.last
+            # A value stands behind each key, so no key is None.
+            changes = cast("dict[bytes, bytes | None]", gathered.changes)
+            bulk.apply(self._store.nodes, root, changes)
+            root.next_ino, root.inodes = Ino(last.next_ino), last.inodes
+            root.size, root.own = last.size, last.own
             root.dirty = True
+
+
+class _Gathered:
+    """What is to be applied to the tree of one root."""
+
+    __slots__ = ("changes", "last", "root")
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+        self.changes: dict[bytes | None, bytes | None] = {}
+        self.last: Puts | None = None
 
 
 def after_cut(sequence: int) -> int:
