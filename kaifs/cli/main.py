@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     is_helper = Path(sys.argv[0]).name == MOUNT_HELPER
     if is_helper:
-        arguments.insert(0, "mount")
+        # mount(8) keeps `dev` and `suid` to itself, as they are its defaults, and passes their
+        # opposites on; fusermount3 lets nobody but root have them.
+        arguments[:0] = ["mount", *(["-o", "dev,suid"] if os.geteuid() == 0 else [])]
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")

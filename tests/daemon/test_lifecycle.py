@@ -20,6 +20,7 @@ from kaifs.base.errors import (
     StoreBusyError,
     StoreNotFoundError,
 )
+from kaifs.cli.main import main
 from kaifs.control.client import find_daemon
 from kaifs.control.info import log_path
 from kaifs.daemon import lifecycle
@@ -63,6 +64,25 @@ def test_the_daemon_has_left_the_session_and_the_terminal(mounted: Site) -> None
     assert os.getsid(pid) == pid
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
     assert {Path(f"/proc/{pid}/fd/{fd}").readlink() for fd in (0, 1, 2)} == {Path(os.devnull)}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("transport", ["pyfuse3", "kernel"])
+@pytest.mark.parametrize("given", [(), ("nodev", "nosuid")])
+def test_through_mount_8_devices_and_set_id_work_unless_they_are_refused(
+    site: Site, monkeypatch: pytest.MonkeyPatch, transport: str, given: tuple[str, ...]
+) -> None:
+    """Source: mount(8), `defaults`. It keeps `dev` and `suid` to itself, and passes the others on."""
+    monkeypatch.setattr("sys.argv", ["/usr/sbin/mount.kaifs"])
+    options = ",".join(["rw", f"transport={transport}", *given])
+
+    status = main([str(site.store), str(site.mountpoint), "-o", options])
+
+    flags = os.statvfs(site.mountpoint).f_flag
+    site.umount()
+    assert status == 0
+    assert bool(flags & os.ST_NODEV) == ("nodev" in given)
+    assert bool(flags & os.ST_NOSUID) == ("nosuid" in given)
 
 
 def test_the_helper_holds_neither_the_device_nor_the_store(mounted: Site) -> None:
