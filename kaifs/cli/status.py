@@ -15,10 +15,21 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
+    measure = parser.add_mutually_exclusive_group()
+    measure.add_argument(
+        "--space",
+        dest="measure",
+        action="store_const",
+        const="always",
+        default="auto",
+        help="measure what trees have to themselves, however long it takes",
+    )
+    measure.add_argument(
         "--brief",
-        action="store_true",
-        help="leave out what must be measured: unique bytes of trees",
+        dest="measure",
+        action="store_const",
+        const="never",
+        help="do not measure it (default: if it takes about a second)",
     )
 
 
@@ -27,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from kaifs.service.status import Params
 
     info = find_daemon(store_of(args))
-    found = call(args, "status", Params(is_brief=args.brief), has_progress=True)
+    found = call(args, "status", Params(measure=args.measure), has_progress=True)
     daemon, mounts = _daemon(info)
     if args.json:
         print_json({"store": found.store, "daemon": daemon, "mounts": mounts, "space": found.space})

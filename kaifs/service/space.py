@@ -21,6 +21,7 @@ import msgspec
 from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import BlockId, NodeId, RootId
 from kaifs.meta import keys
+from kaifs.meta.database import Table
 from kaifs.meta.node import Leaf
 from kaifs.meta.records import RootKind, SnapshotRecord, extent_block
 from kaifs.service.context import Context
@@ -29,6 +30,8 @@ from kaifs.store.store import RUN_FOLDER, Store
 from kaifs.tree.btree import differing
 from kaifs.tree.tree import Tree
 
+QUICK: Final = 100_000
+"""Nodes and blocks that are measured in about a second."""
 _CACHE_NAME: Final = "space"
 """In the run folder: what was measured last."""
 _STEP: Final = 64
@@ -83,6 +86,12 @@ def measure(store: Store) -> Generator[Step, Item | None, Measured]:
     if is_kept and epoch == store.epoch and not store.is_dirty:
         _keep(store, measured)
     return measured
+
+
+def is_quick(store: Store) -> bool:
+    """Return whether `measure` takes about a second at most. O(1)."""
+    records = store.database.count(Table.NODES) + store.database.count(Table.BLOCKS)
+    return records <= QUICK or _find_cached(store) is not None
 
 
 @dataclass(frozen=True, slots=True)

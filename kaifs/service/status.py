@@ -1,13 +1,14 @@
 """Tells what a store is and what takes its space."""
 
 from collections.abc import Generator
+from typing import Literal
 
 import msgspec
 
 from kaifs.base.errors import AccessDeniedError
 from kaifs.meta.records import AgentRecord
 from kaifs.service.context import Context
-from kaifs.service.space import Measured, measure
+from kaifs.service.space import Measured, is_quick, measure
 from kaifs.service.steps import Item, Step
 from kaifs.store.superblock import FORMAT_VERSION
 
@@ -15,8 +16,9 @@ from kaifs.store.superblock import FORMAT_VERSION
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
     """How much to tell."""
 
-    is_brief: bool = False
-    """Whether to leave out what must be measured: the unique bytes of agents and versions."""
+    measure: Literal["auto", "always", "never"] = "auto"
+    """Whether to tell the unique bytes of agents and versions, which must be measured; `auto`: if
+    that takes about a second, or was done since anything changed."""
 
 
 class StoreInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -74,7 +76,9 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     """Tell a store's state."""
     store = context.store
     is_dirty = store.is_dirty
-    measured = None if params.is_brief else (yield from measure(store))
+    measured = None
+    if params.measure == "always" or (params.measure == "auto" and is_quick(store)):
+        measured = yield from measure(store)
     agents = tuple(
         _agent_space(context, agent, measured)
         for agent in store.agents()

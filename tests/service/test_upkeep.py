@@ -104,12 +104,22 @@ def test_measuring_goes_on_when_the_tree_changes_under_it(bot: Desk) -> None:
     assert finished(steps).agents.keys() == {bot.store.get_agent("bot").agent_id}
 
 
-def test_a_brief_status_measures_nothing(bot: Desk) -> None:
-    (agent,) = bot.run("status", is_brief=True).space.agents
+def test_a_status_measures_if_it_is_asked_to_or_if_that_is_quick(
+    bot: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_measured(measure: str) -> bool:
+        (agent,) = bot.run("status", measure=measure).space.agents
+        assert agent.logical > 0
+        return agent.unique is not None and agent.versions[0].unique is not None
 
-    assert agent.unique is None
-    assert agent.versions[0].unique is None
-    assert agent.logical > 0
+    assert not is_measured("never")
+    assert is_measured("auto")
+    monkeypatch.setattr("kaifs.service.space.QUICK", 0)
+    assert not is_measured("auto")
+    assert is_measured("always")
+    bot.store.commit()
+    assert is_measured("always")
+    assert is_measured("auto"), "nothing has changed since"
 
 
 def finished(steps: Any) -> Any:
