@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from kaifs.base.errors import ChecksumMismatchError, StoreIOError
+from kaifs.base.errors import ChecksumMismatchError, NoSpaceError, StoreIOError
 from kaifs.base.types import BlockId, NodeId, SegmentId
 from kaifs.blocks.segments import RECORD_BLOCK, SEGMENT_HEADER_SIZE, RecordHeader
 from kaifs.meta import keys
@@ -151,7 +151,12 @@ def _stored_ids(store: Store, table: Table, stop: int) -> Generator[list[int], N
 
 
 def _compact(store: Store, compact_below: float, freed: Freed) -> Generator[GcStep, None, None]:
+    """Give up segments without a live block, then those with few, whose blocks are copied.
+
+    On a full disk the first make room for the copies of the second, as far as it goes.
+    """
     payload, segments = store.payload, store.segments
+    mostly_dead = []
     for segment, size in sorted(segments.sizes.items()):
         live = payload.live[segment]
         used = size - SEGMENT_HEADER_SIZE
@@ -159,21 +164,35 @@ def _compact(store: Store, compact_below: float, freed: Freed) -> Generator[GcSt
             continue
         if segment == segments.active:
             segments.retire_active()
-        before = freed.moved
         if live:
+            mostly_dead.append((segment, size))
+        else:
+            _give_up(store, segment, size, freed)
+            yield freed
+    if freed.segments and mostly_dead:
+        yield CommitWanted()
+    with suppress(NoSpaceError):
+        for segment, size in mostly_dead:
+            before = freed.moved
             yield from _empty(store, segment, size, freed)
-        if payload.live[segment] == 0:
-            store.doom_segment(segment)
-            freed.segments += 1
-            freed.size += size - (freed.moved - before)
-        yield freed
+            if payload.live[segment] == 0:
+                _give_up(store, segment, size - (freed.moved - before), freed)
+            yield freed
+
+
+def _give_up(store: Store, segment: SegmentId, size: int, freed: Freed) -> None:
+    store.doom_segment(segment)
+    freed.segments += 1
+    freed.size += size
 
 
 def _empty(
     store: Store, segment: SegmentId, size: int, freed: Freed
 ) -> Generator[GcStep, None, None]:
     payload = store.payload
-    for offset, header in _readable(store, segment, size):
+    for count, (offset, header) in enumerate(_readable(store, segment, size)):
+        if count % STEP == STEP - 1:
+            yield freed
         if header.kind != RECORD_BLOCK:
             # A journal record that an epoch has long made obsolete.
             continue

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from kaifs.base.digest import checksum
-from kaifs.base.errors import ChecksumMismatchError, StoreIOError
+from kaifs.base.errors import ChecksumMismatchError, NoSpaceError, StoreIOError
 from kaifs.base.types import BlockId, SegmentId
 from kaifs.blocks.compression import Compressor, decode
 from kaifs.blocks.segments import RecordHeader, Segments, TailRecord, record_size
@@ -63,6 +63,8 @@ class Payload:
         self._records: dict[BlockId, BlockRecord] = {}
         self.live = live
         """Bytes of each segment that records of blocks in the index take up."""
+        self.is_full = False
+        """Whether new blocks are refused, though the disk may have a little room."""
         self.revived: set[BlockId] | None = None
         """While gc runs: the old blocks that were named anew."""
 
@@ -99,6 +101,8 @@ class Payload:
         return block
 
     def _append(self, payload: bytes, digest: bytes) -> BlockId:
+        if self.is_full:
+            raise NoSpaceError("what room is left is for what frees some")
         codec, stored = self._compressor.encode(payload)
         block = BlockId(self._counters.block)
         header = RecordHeader(block, codec, len(stored), len(payload), digest)

@@ -48,6 +48,7 @@ from kaifs.store.payload import Payload
 from kaifs.store.pending import Batch, Pending
 from kaifs.store.registry import Registry, root_key
 from kaifs.store.replay import Recovery, Replay, after_cut
+from kaifs.store.spare import Spare
 from kaifs.store.superblock import Superblock, read_superblock
 
 LOCK_NAME: Final = "lock"
@@ -154,6 +155,7 @@ class Store(Registry):
         self._emptied: list[SegmentId] = []
         """Segments to delete once the sync that is running has ended."""
         self.journal = None
+        self._spare: Spare | None = None
         self.recovery = Recovery()
         """What was found past the last epoch when the store was opened."""
         counters = self._load_counters()
@@ -272,6 +274,8 @@ class Store(Registry):
             if commit and self.is_dirty:
                 self.commit()
         finally:
+            if self._spare is not None:
+                self._spare.release()
             self.segments.close()
             self.database.close()
             self._lock.release()
@@ -386,6 +390,8 @@ class Store(Registry):
     # --- journal -----------------------------------------------------------------------
 
     def _start_journal(self) -> None:
+        self._spare = Spare(self.path / RUN_FOLDER)
+        self.payload.is_full = not self._spare.keep()
         self.journal = Journal(self._append_journal, self._journal_head)
         self.pending.log = self.journal.add
         for root in self._roots.values():
@@ -430,8 +436,37 @@ class Store(Registry):
         self._emptied.clear()
 
     def _append_journal(self, record: bytes) -> None:
-        self.payload.append_journal(self.sequence, record)
+        try:
+            self.payload.append_journal(self.sequence, record)
+        except NoSpaceError:
+            if not self._use_spare():
+                raise
+            self.payload.append_journal(self.sequence, record)
         self.sequence += 1
+
+    # --- a full disk -------------------------------------------------------------------
+
+    def check_room(self) -> None:
+        """Check that the disk has room for more. For what takes some, before it changes anything.
+
+        Raises:
+            NoSpaceError: it has only what was kept for freeing some.
+        """
+        if self.payload.is_full:
+            self._refill_spare()
+            if self.payload.is_full:
+                raise NoSpaceError(str(self.path))
+
+    def _use_spare(self) -> bool:
+        """Give the kept room to what must be written. Return whether there was some. Any thread."""
+        if self._spare is None or not self._spare.release():
+            return False
+        self.payload.is_full = True
+        return True
+
+    def _refill_spare(self) -> None:
+        if self._spare is not None and self.payload.is_full:
+            self.payload.is_full = not self._spare.keep()
 
     def _journal_head(self) -> tuple[int, ...]:
         return self.epoch, self._ids.block, self.next_root, self.next_slot, self.next_agent
@@ -493,7 +528,12 @@ class Store(Registry):
         # Blocks are synced before the LMDB commit that names them (I4). The other order
         # leaves, after power loss, a root that points at bytes never written.
         self.segments.sync(commit.segments)
-        self.database.write(commit.batch)
+        try:
+            self.database.write(commit.batch)
+        except NoSpaceError:
+            if not self._use_spare():
+                raise
+            self.database.write(commit.batch)
 
     def finish_commit(self, commit: Commit) -> None:
         """Note that an epoch is on disk."""
@@ -511,6 +551,7 @@ class Store(Registry):
                 self._emptied.append(segment)
             else:
                 self.segments.remove(segment)
+        self._refill_spare()
 
     def fail_commit(self, commit: Commit) -> None:
         """Note that an epoch did not get on disk: it is part of the next one."""

@@ -321,7 +321,9 @@ class Namespace:
 
         Raises:
             QuotaError: they have not.
+            NoSpaceError: the disk has only what is kept for freeing some.
         """
+        self._store.check_room()
         if self.quota is not None and tree.root.own + size > self.quota:
             raise QuotaError
 
@@ -847,6 +849,7 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             raise SealedError
         tree = self._writable_tree(root)
+        self._store.check_room()
         if self.quota is not None:
             self._check_quota(tree, len(data) - tree.own_size(ino, offset, offset + len(data)))
         now_ns = None if keep_times else self.now_ns()

@@ -1,0 +1,53 @@
+"""Room that is kept for a full disk: what frees room needs some itself.
+
+A file without content is kept beside the store's own while a daemon serves it.
+When the disk is full it goes, so that what was done can be journaled and committed,
+names be deleted and gc run; what would take more room is refused until the
+file is there again.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+SPARE_NAME: Final = "spare"
+SPARE_SIZE: Final = 16 << 20
+"""Bytes that are kept: tens of thousands of deleted names."""
+SPARE_PART: Final = 64
+"""Of a small disk one part in so many is kept instead."""
+
+
+class Spare:
+    """The file that keeps room. Its methods may be called by any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep the file in *folder*, which is made if need be."""
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._path = folder / SPARE_NAME
+        disk = os.statvfs(folder)
+        self._size = min(SPARE_SIZE, disk.f_blocks * disk.f_frsize // SPARE_PART)
+
+    def keep(self) -> bool:
+        """Keep the room. Return whether the disk has it."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return False
+        try:
+            os.posix_fallocate(fd, 0, self._size)
+        except OSError:
+            self.release()
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def release(self) -> bool:
+        """Give the room back. Return whether there was some."""
+        with suppress(OSError):
+            self._path.unlink()
+            return True
+        return False
