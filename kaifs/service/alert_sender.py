@@ -41,9 +41,18 @@ class _Unfollowing(urllib.request.HTTPRedirectHandler):
 def main() -> int:
     """Do the errand that is told on standard input; exit status 1 if something of it failed."""
     errand = msgspec.json.decode(sys.stdin.buffer.read(), type=Errand)
+    _become(errand.uid, errand.gid)
     done = [run_hook(hook, errand.alert) for hook in errand.settings.hook]
     done += [call_webhook(webhook, errand.alert) for webhook in errand.settings.webhook]
     return 0 if all(done) else 1
+
+
+def _become(uid: int, gid: int) -> None:
+    """Give up root's rights for those of the settings' owner, before anything of theirs is used."""
+    if os.geteuid() == 0 and uid != 0:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
 
 
 def run_hook(hook: Hook, alert: Alert) -> bool:

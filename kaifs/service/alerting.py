@@ -70,6 +70,9 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
 
     alert: Alert
     settings: Settings
+    uid: int
+    gid: int
+    """With whose rights, if it is started by root."""
 
 
 def announce(alert: Alert) -> None:
@@ -107,7 +110,7 @@ def send_detached(alert: Alert) -> subprocess.Popen[bytes] | None:
         if found is None:
             return None
         settings, uid, gid = found
-        return _start(Errand(alert=alert, settings=settings), uid, gid)
+        return _start(Errand(alert=alert, settings=settings, uid=uid, gid=gid))
     except (AlertSettingsError, OSError) as error:
         log.warning("alert_not_sent", extra={"error": str(error)})
         return None
@@ -145,13 +148,12 @@ def load_settings(store: Path) -> tuple[Settings, int, int] | None:
     return settings, status.st_uid, status.st_gid
 
 
-def _start(errand: Errand, uid: int, gid: int) -> subprocess.Popen[bytes]:
+def _start(errand: Errand) -> subprocess.Popen[bytes]:
     # Not a pipe: nobody is left to write to it. The errand is gone with the process.
     told = os.memfd_create("alert")
     try:
         os.write(told, msgspec.json.encode(errand))
         os.lseek(told, 0, os.SEEK_SET)
-        is_other = os.geteuid() == 0 and uid != 0
         return subprocess.Popen(
             [sys.executable, "-m", "kaifs.service.alert_sender"],
             stdin=told,
@@ -160,9 +162,6 @@ def _start(errand: Errand, uid: int, gid: int) -> subprocess.Popen[bytes]:
             cwd="/",
             env={**CLEAN_ENVIRONMENT, "PYTHONPATH": str(_PACKAGE_ROOT)},
             start_new_session=True,
-            user=uid if is_other else None,
-            group=gid if is_other else None,
-            extra_groups=[] if is_other else None,
         )
     finally:
         os.close(told)
