@@ -25,19 +25,19 @@ class Spare:
 
     def __init__(self, folder: Path) -> None:
         """Keep the file in *folder*, which is made if need be."""
-        folder.mkdir(mode=0o700, exist_ok=True)
         self._path = folder / SPARE_NAME
-        disk = os.statvfs(folder)
-        self._size = min(SPARE_SIZE, disk.f_blocks * disk.f_frsize // SPARE_PART)
 
     def keep(self) -> bool:
         """Keep the room. Return whether the disk has it."""
         try:
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            disk = os.statvfs(self._path.parent)
+            size = min(SPARE_SIZE, disk.f_blocks * disk.f_frsize // SPARE_PART)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
             return False
         try:
-            os.posix_fallocate(fd, 0, self._size)
+            os.posix_fallocate(fd, 0, size)
         except OSError:
             self.release()
             return False

@@ -155,7 +155,7 @@ class Store(Registry):
         self._emptied: list[SegmentId] = []
         """Segments to delete once the sync that is running has ended."""
         self.journal = None
-        self._spare: Spare | None = None
+        self._spare = Spare(path / RUN_FOLDER)
         self.recovery = Recovery()
         """What was found past the last epoch when the store was opened."""
         counters = self._load_counters()
@@ -274,7 +274,7 @@ class Store(Registry):
             if commit and self.is_dirty:
                 self.commit()
         finally:
-            if self._spare is not None:
+            if self.journal is not None:
                 self._spare.release()
             self.segments.close()
             self.database.close()
@@ -390,7 +390,6 @@ class Store(Registry):
     # --- journal -----------------------------------------------------------------------
 
     def _start_journal(self) -> None:
-        self._spare = Spare(self.path / RUN_FOLDER)
         self.payload.is_full = not self._spare.keep()
         self.journal = Journal(self._append_journal, self._journal_head)
         self.pending.log = self.journal.add
@@ -459,13 +458,13 @@ class Store(Registry):
 
     def _use_spare(self) -> bool:
         """Give the kept room to what must be written. Return whether there was some. Any thread."""
-        if self._spare is None or not self._spare.release():
+        if not self._spare.release():
             return False
         self.payload.is_full = True
         return True
 
     def _refill_spare(self) -> None:
-        if self._spare is not None and self.payload.is_full:
+        if self.journal is not None and self.payload.is_full:
             self.payload.is_full = not self._spare.keep()
 
     def _journal_head(self) -> tuple[int, ...]:
