@@ -49,6 +49,7 @@ from kaifs.service.context import Caller, Context, no_alert, this_caller
 from kaifs.service.reference import resolve
 from kaifs.service.switching import finish_due_backups
 from kaifs.store.changes import Change, SnapshotRemoved
+from kaifs.store.replay import Recovery
 from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
@@ -147,6 +148,7 @@ class _Daemon:
         settings, options = self._settings, self._settings.options
         run_folder(settings.store).mkdir(mode=0o700, exist_ok=True)
         log_to_file(log_path(settings.store))
+        _log_recovery(self._store.recovery)
         self._forest = Forest(self._store)
         self._epochs = Epochs(self._store, options.commit_s)
         self._check_scope()
@@ -534,6 +536,14 @@ class _Daemon:
             else:
                 break
         log.info("ended", extra={"epoch": self._store.epoch})
+
+
+def _log_recovery(found: Recovery) -> None:
+    if found.records:
+        log.info("journal_replayed", extra={"records": found.records, "blocks": found.blocks})
+    if found.reason:
+        # Of a process that was killed in the middle of a record, or of power loss.
+        log.warning("journal_cut", extra={"bytes": found.cut, "reason": found.reason})
 
 
 def _kernel_flags(asked: tuple[str, ...]) -> tuple[str, ...]:
