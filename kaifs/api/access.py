@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from kaifs.base.errors import ArgumentValueError
+
 if TYPE_CHECKING:
     import msgspec
 
@@ -44,6 +46,7 @@ def call(
     Raises:
         KaifsError: the verb refuses, or the store cannot be had. Nothing was changed then.
     """
+    _check_text(params)
     if find_daemon(store) is not None:
         from kaifs.control.client import call as call_daemon
 
@@ -59,6 +62,20 @@ def call(
         on_output=on_output,
         signer=signer,
     )
+
+
+def _check_text(params: msgspec.Struct) -> None:
+    """Check that *params* can be told to anybody: a command line may have bytes that are no text.
+
+    Raises:
+        ArgumentValueError: they cannot.
+    """
+    import msgspec
+
+    try:
+        msgspec.msgpack.encode(params)
+    except UnicodeEncodeError as error:
+        raise ArgumentValueError(f"{error.object!a} is not UTF-8") from error
 
 
 def find_daemon(store: Path) -> DaemonInfo | None:

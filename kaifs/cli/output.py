@@ -22,9 +22,26 @@ def print_json(value: Any) -> None:
     """Print *value* as one JSON document on stdout."""
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(value), indent=2)
-    write_bytes(text + b"\n")
+    try:
+        document = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        # Names that are no text, from a command line or a folder.
+        document = msgspec.json.encode(_as_text(msgspec.to_builtins(value)))
+    write_bytes(msgspec.json.format(document, indent=2) + b"\n")
     sys.stdout.buffer.flush()
+
+
+def _as_text(value: Any) -> Any:
+    """Return *value*, of JSON's types, with escapes in place of what is no Unicode."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case list():
+            return [_as_text(one) for one in value]
+        case dict():
+            return {_as_text(name): _as_text(one) for name, one in value.items()}
+        case _:
+            return value
 
 
 def write_bytes(payload: bytes) -> None:

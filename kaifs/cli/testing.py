@@ -25,7 +25,8 @@ def run_tests(
     """Run a suite, or what the snapshot's own files imply, and tell what came of it."""
     from kaifs.api.snapshots import SnapshotIsolationManager
 
-    say(args, f"Running tests in snapshot {reference}...")
+    if not args.json:
+        say(args, f"Running tests in snapshot {reference}...")
     manager = SnapshotIsolationManager(store_of(args))
     with _ProgressLine(args) as line:
         result = manager.test_in_snapshot(reference, suite, source=source, on_progress=line.show)

@@ -125,7 +125,7 @@ def test_json_is_the_specification_s_test_result(bench: Bench) -> None:
     assert (document["passedTests"], document["totalTests"]) == (0, 1)
     assert document["failures"] == [{"test": "t1", "error": "exit status 1"}]
     assert document["status"] == "test_failed"
-    assert err.startswith("Running tests")
+    assert err.startswith("❌ Tests failed (0/1)\n")
 
 
 def test_a_commit_before_tests_is_refused_and_after_gives_a_version(bench: Bench) -> None:
