@@ -12,6 +12,7 @@ import lmdb
 import msgspec
 import pytest
 import xxhash
+import zstandard
 
 from kaifs.meta.records import (
     AgentRecord,
@@ -28,7 +29,7 @@ from kaifs.service.context import Caller, Context
 from kaifs.service.embedded import run
 from kaifs.service.seal import Params
 from kaifs.service.verbs import VERBS
-from kaifs.store.store import Store
+from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.forest import Forest
 
 
@@ -53,7 +54,9 @@ class StoreReader:
             value = txn.get(key, db=database)
         assert value is not None, f"{table} {key.hex()} is missing"
         assert value[:8] == xxhash.xxh3_64_digest(value[8:])
-        return msgspec.msgpack.decode(value[8:])
+        packed = value[8:12] == b"\x28\xb5\x2f\xfd"
+        record = zstandard.ZstdDecompressor().decompress(value[8:]) if packed else value[8:]
+        return msgspec.msgpack.decode(record)
 
     def version(self, agent: str, label: str) -> Any:
         (agent_id, *_) = self.record("agents", agent.encode())
@@ -110,6 +113,43 @@ class StoreReader:
         assert own == xxhash.xxh3_64_digest(header[:-8])
         assert (len(payload), xxhash.xxh3_128_digest(payload)) == (size, checksum)
         return payload
+
+    def journal(self) -> list[Any]:
+        """Return the journal records past the last commit, by their numbers."""
+        counters = self.record("meta", b"counters")
+        first_new, number, fresh = counters[6], counters[9], counters[4]
+        committed = {}
+        for path in self.segments.glob("*.seg"):
+            if int(path.stem) < first_new:
+                key = int(path.stem).to_bytes(8, "big")
+                committed[int(path.stem)] = self.record("segments", key)[0]
+        last = max(committed, default=0)
+        starts = {last: committed[last]} if last else {}
+        for path in self.segments.glob("*.seg"):
+            if int(path.stem) >= first_new and path.stat().st_size >= 64:
+                starts[int(path.stem)] = 64
+        found = []
+        for segment, start in sorted(starts.items()):
+            raw = (self.segments / f"{segment:010d}.seg").read_bytes()
+            while start < len(raw):
+                header, start = raw[start : start + 48], start + 48
+                magic, kind, codec, _, stored, size, named, checksum, own = struct.unpack(
+                    "<IBBHIIQ16s8s", header
+                )
+                assert (magic, codec, stored) == (0x4B424C4B, 0, size)
+                assert own == xxhash.xxh3_64_digest(header[:-8])
+                payload = raw[start : start + stored]
+                assert checksum == xxhash.xxh3_128_digest(payload)
+                start += -(-stored // 8) * 8
+                if kind == 1:
+                    fresh = max(fresh, named + 1)
+                elif kind == 2:
+                    assert named == number, "each has the number after the one before"
+                    number += 1
+                    found.append(msgspec.msgpack.decode(payload))
+                    assert found[-1][1] == fresh, "every block is before the record that names it"
+                    assert found[-1][0] <= counters[1]
+        return found
 
 
 CONTENT = {
@@ -175,6 +215,44 @@ def test_version_s_record_is_the_json_that_the_format_describes(store: Path) -> 
         "dependencies hash metadata parent parentHash treeDigest version"
     )
     assert (fields["version"], fields["hash"], fields["parent"]) == (label, digest, "1.0.0")
+
+
+def test_reader_finds_in_the_journal_what_was_not_committed(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store", options=StoreOptions(journal=True, segment_size=4000))
+    forest = Forest(store)
+    tree = forest.new_tree(0o755, 0, 0)
+    store.add_agent("bot", 0, 0, tree.root)
+    ino = tree.make(tree.resolve(b""), b"committed", 0o100644, 0, 0, 1)
+    store.commit()
+    for number in range(5):
+        tree.write(ino, 0, bytes([number]) * 3000, 1)
+        store.flush_journal()
+    snapshot = forest.clone(tree)
+    store.set_root_state(snapshot.root, RootState.SEALED)
+    child = tree.make(tree.resolve(b""), b"new", 0o100644, 0, 0, 1)
+    tree.unlink(tree.resolve(b""), b"new", 2)
+    store.flush_journal()
+    store.close(commit=False)
+
+    *writes, last = StoreReader(tmp_path / "store").journal()
+
+    assert len(writes) == 5
+    extent = struct.pack(">QBQ", ino, 5, 0)
+    for record in writes:
+        ((tag, root, _, inodes, size, _, pairs),) = record[5]
+        assert (tag, root, inodes, size) == (0, tree.root.root_id, 2, 3000)
+        # Of a key that stands there twice the last value counts.
+        assert dict(zip(pairs[::2], pairs[1::2], strict=True))[extent][0] == 1
+    changed: dict[bytes, bytes | None] = {}
+    for step in last[5]:
+        if step[0] == 0:
+            changed |= zip(step[6][::2], step[6][1::2], strict=True)
+    assert [2, snapshot.root.root_id, tree.root.root_id] in last[5]
+    assert changed[struct.pack(">QB", 1, 3) + b"new"] is None
+    assert [5, tree.root.root_id, True] in last[5], "a file without a name is unfinished"
+    states = {step[1][0]: step[1][4] for step in last[5] if step[0] == 6}
+    assert states[snapshot.root.root_id] == 1
+    assert child in {int.from_bytes(key[:8], "big") for key in changed}
 
 
 @pytest.mark.parametrize(
