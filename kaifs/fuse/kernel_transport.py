@@ -177,7 +177,8 @@ class KernelConnection:
             self._reply_error(request.unique, errno_of(error, _name_of(opcode)))
         else:
             if reply.__class__ is bytes:
-                self._reply(request.unique, reply)
+                size = p.OUT_HEADER.size + len(reply)
+                self._send([p.OUT_HEADER.pack(size, 0, request.unique), reply])
             elif isinstance(reply, Later):
                 self._answer_later(request, reply)
             elif reply is not None:

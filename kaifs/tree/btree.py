@@ -8,7 +8,8 @@ the two changes, and then one node for each level.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
 
 from kaifs.base.types import NodeId
 from kaifs.meta.node import MAX_BYTES, MAX_KEYS, MIN_KEYS, Branch, Leaf, is_leaf
@@ -18,15 +19,24 @@ from kaifs.store.roots import Root
 
 _Path = list[tuple[Branch, int]]
 
+V = TypeVar("V")
+
+DECODED_MAX: Final = 128
+"""Decoded values kept for one tree: the directories and files at work, some 50 KB."""
+
 
 class BTree:
     """The B+tree of one root."""
 
-    __slots__ = ("_nodes", "_root")
+    __slots__ = ("_decoded", "_decoded_top", "_nodes", "_root")
 
     def __init__(self, nodes: Nodes, root: Root) -> None:
         self._nodes = nodes
         self._root = root
+        self._decoded: dict[bytes, Any] = {}
+        self._decoded_top = root.top
+        """The top node when the first of `_decoded` was kept: with another one nothing of it counts,
+        for whole trees are changed by giving a root another top."""
 
     # --- reading -----------------------------------------------------------------------
 
@@ -34,15 +44,44 @@ class BTree:
         """Return the value at *key*, None if there is none. O(log n)."""
         get = self._nodes.get
         node = get(self._root.top)
-        while not is_leaf(node):
-            assert isinstance(node, Branch)
+        # Nearly every request comes here a few times: a type is asked for in the shortest way.
+        while node.__class__ is Branch:
             index = bisect_right(node.keys, key) - 1
             node = get(node.children[index if index > 0 else 0])
         keys = node.keys
         index = bisect_left(keys, key)
         if index < len(keys) and keys[index] == key:
-            return node.values[index]
+            return node.values[index]  # type: ignore[union-attr]  # a leaf
         return None
+
+    def get_decoded(self, key: bytes, decode: Callable[[bytes], V]) -> V | None:
+        """Return what *decode* makes of the value at *key*, None if there is none.
+
+        The last few are kept, so a key must always be decoded in the same way, to
+        what never changes.
+        """
+        if self._decoded_top != self._root.top:
+            self._decoded.clear()
+            self._decoded_top = self._root.top
+        found: V | None = self._decoded.get(key)
+        if found is None:
+            value = self.get(key)
+            if value is None:
+                return None
+            found = decode(value)
+            self._keep(key, found)
+        return found
+
+    def put_decoded(self, key: bytes, value: bytes, decoded: object) -> None:
+        """Set the value at *key*, and keep what it is decoded to."""
+        self.put(key, value)
+        if self._decoded_top == self._root.top:
+            self._keep(key, decoded)
+
+    def _keep(self, key: bytes, decoded: object) -> None:
+        if len(self._decoded) >= DECODED_MAX:
+            self._decoded.clear()
+        self._decoded[key] = decoded
 
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield key and value for each key in [start, stop), in order.
@@ -111,6 +150,7 @@ class BTree:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set the value at *key*. O(log n)."""
+        self._decoded.pop(key, None)
         leaf, path = self._writable_leaf(key)
         keys = leaf.keys
         index = bisect_left(keys, key)
@@ -130,6 +170,7 @@ class BTree:
         """Delete *key*. Return whether it was there. O(log n)."""
         if self.get(key) is None:
             return False
+        self._decoded.pop(key, None)
         leaf, path = self._writable_leaf(key)
         index = bisect_left(leaf.keys, key)
         leaf.weight -= len(key) + len(leaf.values[index])
@@ -145,21 +186,26 @@ class BTree:
         nodes, root = self._nodes, self._root
         root.dirty = True
         root.changed_in = nodes.taking
-        node = self._writable(root.top)
-        root.top = node.node_id
+        get, generation = nodes.get, root.generation
+        node = get(root.top)
+        if node.generation != generation:
+            node = nodes.copy(node, generation)
+            root.top = node.node_id
         path: _Path = []
-        while not is_leaf(node):
-            assert isinstance(node, Branch)
+        while node.__class__ is Branch:
             index = bisect_right(node.keys, key) - 1
             if index < 0:
                 index = 0
-            child = self._writable(node.children[index])
-            if child.node_id != node.children[index]:
+            child = get(node.children[index])
+            if child.generation != generation:
+                child = nodes.copy(child, generation)
                 node.children[index] = child.node_id
                 nodes.touch(node)
             path.append((node, index))
             node = child
-        nodes.touch(node)
+        assert is_leaf(node), "what is no branch is a leaf"
+        if not node.dirty:
+            nodes.touch(node)
         return node, path
 
     def _writable(self, node_id: NodeId) -> Leaf | Branch:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from kaifs.base.errors import (
@@ -108,8 +109,7 @@ class WalkEntry:
     inode: InodeRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttributeChange:
+class AttributeChange(Struct, frozen=True, kw_only=True, gc=False):
     """What to set of an inode; None leaves it. Times are ns since 1970."""
 
     mode: int | None = None
@@ -156,15 +156,15 @@ class Tree:
         Raises:
             NoEntryError: there is none.
         """
-        value = self.btree.get(keys.inode_key(ino))
-        if value is None:
+        inode = self.btree.get_decoded(keys.inode_key(ino), INODE.decode)
+        if inode is None:
             raise NoEntryError(f"inode {ino}")
-        return INODE.decode(value)
+        return inode
 
     def put_inode(self, ino: Ino, inode: InodeRecord) -> None:
         """Set the inode's record. For what keeps a tree whole by other means."""
         self.root.changes += 1
-        self.btree.put(keys.inode_key(ino), INODE.encode(inode))
+        self.btree.put_decoded(keys.inode_key(ino), INODE.encode(inode), inode)
 
     def make_top(self, mode: int, uid: int, gid: int, now_ns: int) -> None:
         """Make the top directory of an empty tree."""

@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Final, Protocol
 
@@ -383,7 +383,7 @@ class Namespace:
         tree = self._writable_tree(root)
         if self.squash is not None:
             # The kernel lets the one user there is change owners to themselves only.
-            change = replace(change, uid=None, gid=None)
+            change = structs.replace(change, uid=None, gid=None)
         tree.set_attributes(ino, change, self.now_ns(), kill_privileges=kill_privileges)
         return self._tree_attributes(tree, root, ino)
 
