@@ -335,6 +335,9 @@ class _Conversation:
             self._services.changing if verb.changes else nullcontext()
         )
         async with lock:
+            if verb.changes and not verb.frees:
+                # Refused now, it has changed nothing; with the disk full it could not be told.
+                self._services.context(caller).store.check_room()
             if verb.flush:
                 await self._services.barrier()
             result = await self._step_through(verb, params, caller, items)

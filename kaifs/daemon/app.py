@@ -16,7 +16,13 @@ from urllib.parse import quote
 
 import trio
 
-from kaifs.base.errors import KaifsError, MountBusyError, MountFailedError, NotMountedError
+from kaifs.base.errors import (
+    KaifsError,
+    MountBusyError,
+    MountFailedError,
+    NoSpaceError,
+    NotMountedError,
+)
 from kaifs.base.types import RootId, split_kernel_node
 from kaifs.control import server
 from kaifs.control.info import (
@@ -346,7 +352,11 @@ class _Daemon:
     async def _commit_change(self) -> None:
         await self._wait_invalidated()
         self._drop_superseded()
-        await self._epochs.commit()
+        try:
+            await self._epochs.commit()
+        except NoSpaceError:
+            # What was done is in the journal, and is as durable there as in an epoch.
+            await self._epochs.sync()
 
     def _written_paths(self) -> list[bytes]:
         """Return the files that are open for writing, as paths below the mountpoint."""

@@ -23,6 +23,8 @@ class Verb:
     """It looks at what programs have written: needs a barrier first."""
     changes: bool = False
     """It changes the store: needs a commit before its result is told."""
+    frees: bool = False
+    """It frees room: on a full disk it gets what is kept for that."""
     alone: bool = False
     """It must have the store to itself, as it is found: no daemon runs it."""
 
@@ -54,23 +56,23 @@ VERBS: Final = {
         Verb("commit", "commit", flush=True, changes=True),
         Verb("complete", "complete"),
         Verb("diff", "diff", flush=True),
-        Verb("discard", "discard", changes=True),
+        Verb("discard", "discard", changes=True, frees=True),
         Verb("export", "export", flush=True),
         Verb("fsck", "fsck", flush=True),
-        Verb("gc", "gc", flush=True, changes=True),
+        Verb("gc", "gc", flush=True, changes=True, frees=True),
         Verb("import", "import_", changes=True),
         Verb("key", "key", changes=True),
         Verb("list", "list_"),
         Verb("log", "log"),
         Verb("manifest", "manifest", flush=True),
         Verb("policy", "policy", changes=True),
-        Verb("prune", "prune", changes=True),
+        Verb("prune", "prune", changes=True, frees=True),
         Verb("quarantine-add", "quarantine_add", changes=True),
         Verb("quarantine-list", "quarantine_list"),
         # Not `changes`: they read for long, and change only at their end, by themselves.
         Verb("quarantine-release", "quarantine_release"),
         Verb("rebase", "rebase", flush=True, changes=True),
-        Verb("remove", "remove", changes=True),
+        Verb("remove", "remove", changes=True, frees=True),
         Verb("repair", "repair", changes=True, alone=True),
         Verb("rollback", "rollback", flush=True, changes=True),
         Verb("scrub", "scrub", flush=True, changes=True),

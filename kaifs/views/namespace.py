@@ -717,6 +717,7 @@ class Namespace:
         if self.read_only or kind not in (Kind.ROOT, Kind.SNAPSHOTS):
             raise self._refusal(ino)
         text = _text(name)
+        self._store.check_room()
         with self._acting():
             if kind is Kind.ROOT:
                 self.actions.make_agent(text, caller)
