@@ -15,7 +15,6 @@ from typing import IO, Final
 
 import msgspec
 
-from kaifs import __version__
 from kaifs.service.alerting import CLEAN_ENVIRONMENT, Errand, Hook, Webhook
 from kaifs.service.alerts import Alert
 
@@ -91,7 +90,7 @@ def call_webhook(webhook: Webhook, alert: Alert) -> bool:
     """Send *alert*; return whether it was taken, after as many tries as are allowed."""
     headers = {
         "Content-Type": "application/json",
-        "User-Agent": f"kaifs/{__version__}",
+        "User-Agent": "kaifs",
         **webhook.headers,
     }
     payload = msgspec.json.encode(alert)
