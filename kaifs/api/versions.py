@@ -73,6 +73,8 @@ class AgentVersion(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     version: str
     hash: str
     """SHA-256 of the canonical manifest, lower-case hex."""
+    tree_digest: str
+    """SHA-256 over all metadata of the tree, which the manifest has not all of."""
     parent: str | None
     """Label of the version that this one was made from."""
     parent_hash: str | None
@@ -366,6 +368,7 @@ class AgentVersionManager:
         return AgentVersion(
             version=record.version,
             hash=record.hash,
+            tree_digest=record.tree_digest,
             parent=record.parent or None,
             parent_hash=record.parent_hash or None,
             metadata=record.metadata,
