@@ -248,6 +248,20 @@ class SegmentRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown
     """Bytes of records whose block is in BLOCKS."""
 
 
+class Answer(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
+    """The reply to a request of the kernel that changed something.
+
+    Who was killed between the change and the reply has done what the kernel asks for again.
+    """
+
+    connection: int
+    """Which connection the request came by: a random number."""
+    unique: int
+    """Which request it was, as the kernel numbers those of a connection."""
+    reply: bytes
+    """What follows the header of the reply."""
+
+
 class CounterRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """The one record of META: identity, and the next id of each kind."""
 
@@ -263,6 +277,8 @@ class CounterRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown
     agent: int
     journal: int
     """Number of the first journal record after this commit."""
+    answer: Answer | None = None
+    """The last one before this commit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import msgspec
 from kaifs.base.errors import KaifsError, StoreDamagedError
 from kaifs.base.types import RootId
 from kaifs.meta.database import Table
-from kaifs.meta.records import RootRecord
+from kaifs.meta.records import Answer, RootRecord
 from kaifs.store.roots import Root
 
 PUTS: Final = 0
@@ -112,6 +112,8 @@ class JournalRecord(msgspec.Struct, array_like=True, frozen=True, gc=False):
     agent: int
     """Counters, as in META."""
     steps: list[Step]
+    answer: Answer | None = None
+    """The reply to the request that made the change; None: no request of the kernel did."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -186,20 +188,28 @@ class Journal:
             step[2] == root_id for step in cloned
         )
 
-    def flush(self) -> None:
+    @property
+    def is_due(self) -> bool:
+        """Whether something has changed since the last record."""
+        return bool(self._logged or self._steps or self._touched)
+
+    def flush(self, answer: Answer | None = None) -> None:
         """Write what has changed as one record. Nothing is written if nothing has.
+
+        Args:
+            answer: What is going to be answered to who asked for it.
 
         Raises:
             NoSpaceError: the disk is full. What changed goes with a later record.
             StoreIOError: the system refuses; likewise.
         """
-        if not (self._logged or self._steps or self._touched):
+        if not self.is_due:
             return
         if self._held is not None:
             raise self._held.error
         self._gather()
         roots = [(ROOT, root.record()) for root in self._touched.values()]
-        self._append(_encode((*self._counters(), self._steps + roots)))
+        self._append(_encode((*self._counters(), self._steps + roots, answer)))
         self._steps.clear()
         self._touched.clear()
 

@@ -162,6 +162,8 @@ class Replay:
             raise
         self.sequence += 1
         self._last = record
+        if record.answer is not None:
+            self._store.answer = record.answer
         if self._gathered > GATHERED_MAX or len(self._adopted) > BLOCKS_MAX:
             self._settle()
             if self._store.nodes.dirty_count > NODES_MAX or self._indexed > BLOCKS_MAX:

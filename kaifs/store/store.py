@@ -38,6 +38,7 @@ from kaifs.meta.records import (
     COUNTERS,
     ROOT,
     SEGMENT,
+    Answer,
     CounterRecord,
     RootState,
     SegmentRecord,
@@ -305,6 +306,8 @@ class Store(Registry):
         self.next_slot = counters.slot
         self.next_agent = counters.agent
         self.sequence = counters.journal
+        self.answer = counters.answer
+        """What was answered last, or was going to be, to a request that changed something."""
         return counters
 
     def _read_counters(self) -> CounterRecord:
@@ -397,18 +400,28 @@ class Store(Registry):
             if root.state is not RootState.BUILDING:
                 self.journal.follow(root)
 
-    def flush_journal(self) -> None:
+    def flush_journal(self, answer: tuple[int, int, bytes] | None = None) -> None:
         """Let what has changed survive the death of the process, as one. Without a journal: nothing.
 
         To be called before a change is acknowledged to whoever asked for it.
+
+        Args:
+            answer: How it is going to be acknowledged, as an `Answer`. If something has changed,
+                `answer` is that from here on, also after the death of the process.
 
         Raises:
             NoSpaceError: the disk is full. What changed is seen, and goes with the next record
                 or epoch, whole; it must not be acknowledged.
             StoreIOError: the system refuses; likewise.
         """
-        if self.journal is not None:
-            self.journal.flush()
+        if self.journal is not None and self.journal.is_due:
+            if answer is None:
+                self.journal.flush()
+            else:
+                # In this order: a commit must not name an answer whose change is not in it.
+                kept = Answer(*answer)
+                self.journal.flush(kept)
+                self.answer = kept
 
     def prepare_sync(self) -> Sync:
         """Take what has been flushed to the journal. One sync at a time, beside a commit if need be."""
@@ -599,6 +612,7 @@ class Store(Registry):
             self.next_slot,
             self.next_agent,
             self.sequence,
+            self.answer,
         )
 
     def raise_counters(self, **least: int) -> list[str]:

@@ -14,7 +14,7 @@ from kaifs.base.types import TOP_INO, SegmentId
 from kaifs.blocks.device import FileDevice
 from kaifs.blocks.segments import RECORD_JOURNAL, Segments, segment_name
 from kaifs.meta.database import Database
-from kaifs.meta.records import RootKind, RootState
+from kaifs.meta.records import Answer, RootKind, RootState
 from kaifs.store import replay
 from kaifs.store.gc import collect_now
 from kaifs.store.journal import SEQUENCE_STEP
@@ -109,6 +109,37 @@ def test_nothing_is_written_when_nothing_has_changed(grove: Grove) -> None:
     grove.store.flush_journal()
 
     assert grove.store.segments.sizes == before
+
+
+def test_the_answer_to_the_last_change_survives_with_it(grove: Grove) -> None:
+    """Also a death right after the replay, which ends with a commit."""
+    grove.put(b"new", b"content")
+    grove.store.flush_journal((7, 12, b"reply"))
+    # Nothing has changed: who asks again is answered again the usual way.
+    grove.store.flush_journal((7, 14, b"other"))
+    # Not by a request.
+    grove.put(b"newer", b"content")
+    grove.store.flush_journal()
+
+    path = died(grove)
+
+    for _ in range(2):
+        store = Store.open(path)
+        assert store.answer == Answer(7, 12, b"reply")
+        store.close(commit=False)
+
+
+def test_an_answer_to_what_was_lost_is_lost(grove: Grove) -> None:
+    grove.put(b"new", b"content")
+    grove.store.flush_journal((7, 12, b"reply"))
+    path = died(grove)
+    with last_segment(path).open("r+b") as file:
+        file.truncate(last_segment(path).stat().st_size - 1)
+
+    store = Store.open(path)
+
+    assert store.answer is None
+    store.close(commit=False)
 
 
 def test_a_file_that_somebody_has_open_is_gone_after_a_crash(grove: Grove) -> None:
