@@ -187,7 +187,7 @@ class _Daemon:
             self._store,
             Means(self._own_context, self._flush, self._commit_change, self._changing),
         )
-        self._namespace.on_damage = self._care.damage_met
+        self._namespace.on_damage = self._attachments.on_damage = self._care.damage_met
         listener = listen_at(socket_path(settings.store), SOCKET_MODE)
         if settings.mountpoint is not None:
             self._mount(settings.mountpoint)

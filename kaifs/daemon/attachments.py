@@ -47,6 +47,8 @@ class Attachments:
     on_root_forgotten: Callable[[RootId], None]
     lent: set[RootId] = field(default_factory=set)
     """Roots that a sandbox has."""
+    on_damage: Callable[[RootId, str], None] = lambda _root, _where: None
+    """As `Namespace.on_damage`."""
     _connections: dict[RootId, KernelConnection] = field(default_factory=dict)
 
     async def serve(
@@ -94,6 +96,7 @@ class Attachments:
                 params.read_only or snapshot.read_only,
                 self.on_root_forgotten,
                 quota=params.quota,
+                on_damage=self.on_damage,
                 squash=Squash(passed.uid, passed.gid, agent.uid, agent.gid),
             )
             handlers = Handlers(namespace, self.sync, _nothing_to_flush)

@@ -66,11 +66,13 @@ def showing_roots(store: Store) -> dict[RootId, RootId]:
 
     What a snapshot keeps to be compared with goes when it goes.
     """
-    found = {root: root for root in store.root_ids()}
+    # What is unreadable counts nothing; fsck tells it.
+    found = {root: root for root in store.root_ids() if store.find_root(root) is not None}
     for agent in store.agents():
         for snapshot in store.snapshots(agent.agent_id):
             for kept in (snapshot.base, snapshot.tested):
-                if kept in found and store.root(kept).kind is RootKind.NONE:
+                is_whole = kept in found and snapshot.root in found
+                if is_whole and store.root(kept).kind is RootKind.NONE:
                     found[kept] = snapshot.root
     return found
 
@@ -147,7 +149,8 @@ class _Measuring:
                 if not store.has_root(root_id):
                     return
                 if root.top == top:
-                    raise
+                    # It is damaged: what hangs below counts nothing.
+                    continue
                 # The tree was changed at one of our steps: begin with what it is now.
                 top = root.top
                 stack = [top]
@@ -180,7 +183,9 @@ class _Measuring:
         for done, (block, mark) in enumerate(self._blocks.items()):
             if mark == _EVERYBODY:
                 continue
-            record = self._store.payload.find_record(BlockId(block))
+            record = None
+            with suppress(StoreDamagedError):
+                record = self._store.payload.find_record(BlockId(block))
             size = 0 if record is None else record.stored_size
             if mark > 0:
                 roots[mark] += size

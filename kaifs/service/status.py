@@ -116,7 +116,7 @@ def _agent_space(context: Context, agent: AgentRecord, measured: Measured | None
     roots = [agent.head, *(snapshot.root for snapshot in store.snapshots(agent.agent_id))]
     return AgentSpace(
         agent=agent.name,
-        logical=sum(store.root(root).size for root in roots)
+        logical=sum(found.size for root in roots if (found := store.find_root(root)) is not None)
         + sum(version.size for version in versions),
         unique=None if measured is None else measured.agents.get(agent.agent_id, 0),
         versions=tuple(

@@ -414,7 +414,7 @@ class Registry:
             root = self._root_of_version(agent.agent_id, label)
         else:
             assert version is not None, "there is such a version"
-            root = self._find_root(version.root)
+            root = self.find_root(version.root)
         if root is not None:
             self.own_root(root, RootKind.QUARANTINED, agent.agent_id, label, root.slot)
         record = QuarantineRecord(
@@ -454,7 +454,7 @@ class Registry:
         self._note_change_of(record.agent_id)
         self.on_change(VersionReleased(record.agent_id, record.label, record.root))
 
-    def _find_root(self, root_id: RootId) -> Root | None:
+    def find_root(self, root_id: RootId) -> Root | None:
         """Return a root, None if there is none or its record is unreadable."""
         with suppress(StoreDamagedError):
             return self.root(root_id)
@@ -463,7 +463,7 @@ class Registry:
     def _root_of_version(self, agent_id: int, label: str) -> Root | None:
         """Return the root that says that it is the version's, by looking at all. O(roots)."""
         for root_id in self.root_ids():
-            root = self._find_root(root_id)
+            root = self.find_root(root_id)
             if root is not None and (root.kind, root.agent_id, root.name) == (
                 RootKind.VERSION,
                 agent_id,
@@ -823,7 +823,7 @@ class Registry:
             self.freeze_root(root)
 
     def _retire(self, root_id: RootId) -> None:
-        root = self._find_root(root_id)
+        root = self.find_root(root_id)
         if root is not None:
             self.set_root_state(root, RootState.SUPERSEDED)
 

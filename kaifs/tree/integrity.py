@@ -370,6 +370,10 @@ class _Reading:
 
     file: StoredFile
     pieces: list[Located]
+    first: int = 0
+    """The block by which the file is remembered, 0 if by none."""
+    mark: int = 0
+    """As what it is remembered."""
     digest: Sha256 = field(default_factory=sha256)
     position: int = 0
     problem: str = ""
@@ -465,9 +469,12 @@ class ContentCheck:
             except KaifsError as error:
                 problems[file.ino] = error.subject
                 continue
-            if not is_wanted(pieces) or self._is_known(file):
+            if not is_wanted(pieces):
                 continue
-            reading = _Reading(file, pieces)
+            first, mark = self._mark(file)
+            if first and self._seen is not None and self._seen[first] == mark:
+                continue
+            reading = _Reading(file, pieces, first, mark)
             start = 0
             for index, (extent, _) in enumerate(pieces):
                 size += extent.length
@@ -497,8 +504,8 @@ class ContentCheck:
             if reading.problem and reading.file.ino not in problems:
                 # A block that gc has moved meanwhile is elsewhere by now: look again.
                 yield from self._look_again(reading, problems)
-            elif not reading.problem:
-                self._remember(reading.file)
+            elif reading.first and self._seen is not None and not reading.problem:
+                self._seen[reading.first] = reading.mark
 
     def _look_again(
         self, reading: _Reading, problems: dict[Ino, str]
@@ -543,15 +550,6 @@ class ContentCheck:
         # Of bytes, so it is keyed anew in every process (PYTHONHASHSEED): nobody can make two
         # files alike.
         return first, hash(b"".join(parts)) or 1
-
-    def _is_known(self, file: StoredFile) -> bool:
-        first, mark = self._mark(file)
-        return bool(first) and self._seen is not None and self._seen[first] == mark
-
-    def _remember(self, file: StoredFile) -> None:
-        first, mark = self._mark(file)
-        if first and self._seen is not None:
-            self._seen[first] = mark
 
 
 def misplaced_entries(tree: Tree, ino: Ino) -> list[bytes]:

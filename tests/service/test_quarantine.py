@@ -21,7 +21,9 @@ from kaifs.base.errors import (
 from kaifs.base.types import TOP_INO
 from kaifs.meta.database import Table
 from kaifs.service.verbs import VERBS
+from kaifs.store.nodes import node_key
 from kaifs.store.quarantine import quarantine_json
+from kaifs.store.registry import root_key
 from tests.service.desk import STRANGER, Desk
 from tests.service.injury import Injured
 
@@ -351,3 +353,40 @@ def test_damaged_records_take_down_nothing_else(hurt: Injured, tmp_path: Path) -
     assert hurt.labels() == ["1.1.0", "2.0.0"]
     assert hurt.desk.run("seal", agent="bot").version == "2.0.1"
     hurt.desk.run("rollback", agent="bot", version="1.1.0")
+
+
+@pytest.mark.parametrize("what", ["a node", "a version's root", "a head's root"])
+def test_damaged_trees_take_down_nothing_else(hurt: Injured, tmp_path: Path, what: str) -> None:
+    """The store opens; what has nothing to do with the damage is listed, measured and used."""
+    store = hurt.desk.store
+    hurt.desk.take("other", "1.0.0", tmp_path / "project")
+    store.commit()
+    if what == "a node":
+        key = node_key(store.root(hurt.version("1.1.0").root).top)
+        table = Table.NODES
+    else:
+        head = store.get_agent("other").head
+        key = root_key(hurt.version("1.1.0").root if what == "a version's root" else head)
+        table = Table.ROOTS
+    record = store.database.get(table, key)
+    assert record is not None
+    hurt.flip_in_index(record)
+    hurt.desk.reopen()
+    hurt = Injured(hurt.desk)
+
+    found = {one.reference: one.valid for one in hurt.result().validations}
+
+    expected = {"bot@1.0.0": True, "bot@1.1.0": what == "a head's root", "bot@2.0.0": True}
+    assert found == {**expected, "other@1.0.0": True}
+    uses: list[tuple[str, dict[str, Any]]] = [
+        ("list", {}),
+        ("list", {"agent": "bot"}),
+        ("log", {"agent": "bot"}),
+        ("snapshots", {}),
+        ("status", {}),
+        ("quarantine-list", {}),
+        ("seal", {"agent": "bot"}),
+        ("rollback", {"agent": "bot", "version": "1.0.0"}),
+    ]
+    for verb, params in uses:
+        hurt.desk.run(verb, **params)
