@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from kaifs.base.errors import BarrierError
-from kaifs.linux.mounts import FuseConnection, MountEntry, ensure_fusectl
+from kaifs.linux.mounts import FuseConnection, MountEntry, ensure_fusectl, set_read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ STALL_S: Final = 30.0
 """Seconds without a single WRITE after which a barrier is given up."""
 DEFAULT_LIMIT: Final = 12
 """The kernel's `max_background` unless somebody raises it."""
+READ_AHEAD: Final = 1 << 20
+"""Bytes that the kernel reads ahead: as many as one request can have."""
 ENOUGH: Final = 1024
 """Limit from which files need not be flushed one by one."""
 
@@ -197,6 +199,10 @@ def prepare_mount(entry: MountEntry) -> Mounted:
             connection.raise_limits()
     except OSError as error:
         log.info("limits_not_raised", extra={"error": str(error)})
+    try:
+        set_read_ahead(entry.minor, READ_AHEAD)
+    except OSError as error:
+        log.info("read_ahead_not_raised", extra={"error": str(error)})
     return Mounted(entry.mountpoint, entry.device, connection)
 
 

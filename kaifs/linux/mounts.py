@@ -24,6 +24,7 @@ from typing import Final
 from kaifs.linux.files import read_file
 
 FUSECTL: Final = Path("/sys/fs/fuse/connections")
+BDI: Final = Path("/sys/class/bdi")
 MAX_BACKGROUND: Final = 65535
 """Greatest value that the kernel takes: the limit is 16 bits wide."""
 
@@ -204,6 +205,18 @@ class FuseConnection:
             os.write(fd, b"%d\n" % value)
         finally:
             os.close(fd)
+
+
+def set_read_ahead(minor: int, size: int) -> None:
+    """Let the kernel read ahead *size* bytes on the mount with the device number 0:*minor*.
+
+    It is 128 KiB otherwise, and no request for data is greater than that. Source:
+    Documentation/ABI/testing/sysfs-class-bdi.
+
+    Raises:
+        OSError: only root may, and not where sysfs is read-only.
+    """
+    (BDI / f"0:{minor}" / "read_ahead_kb").write_text(f"{size >> 10}\n")
 
 
 def ensure_fusectl() -> bool:
