@@ -48,6 +48,7 @@ class Server:
         self.invalidator: Invalidator
         self.mount: Transport
         self.barriers = 0
+        self.is_slow = options.get("slow", False)
         self._committing = trio.Lock()
 
     async def commit(self) -> None:
@@ -60,6 +61,8 @@ class Server:
     async def barrier(self) -> None:
         """Count; the daemon has the real one."""
         self.barriers += 1
+        if self.is_slow:
+            await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
 
     async def obey(self, command: str, *arguments: str) -> object:

@@ -1,6 +1,7 @@
 """Which transport serves a mount, and what is said about it."""
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.mounting import MountOptions
 from kaifs.fuse.transports import make_transport
 from tests.fuse.conftest import MountedStore
+from tests.fuse.system_calls import STRANGER, as_stranger, bind_with_owner
 from tests.views.conftest import Site
 
 pytestmark = pytest.mark.fuse
@@ -87,5 +89,44 @@ def test_requests_are_polled_for_and_cores_kept_awake(tmp_path: Path) -> None:
         assert len(os.listdir(mounted.current)) == 50
         mounted.ask_until(False, "is-awake")
         subprocess.run(["sync", "-f", mounted.mountpoint], check=True)
+    finally:
+        mounted.end()
+
+
+@pytest.mark.root
+def test_a_view_can_be_mounted_with_other_owners(tmp_path: Path) -> None:
+    """An idmapped mount: what its users make belongs to who is mapped to them."""
+    mounted = MountedStore(
+        tmp_path, {"transport": "kernel", "agents": ["bot"], "agent": "bot", "view": "current"}
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    try:
+        os.chown(mounted.mountpoint, 1000, 1000)
+        bind_with_owner(mounted.mountpoint, other, 1000, STRANGER)
+        try:
+            assert as_stranger(other, lambda: Path("file").touch()) == 0
+            assert as_stranger(other, lambda: os.chmod("file", 0o4711)) == 0
+            assert as_stranger(other, lambda: os.rename("file", "moved")) == 0
+            assert (other / "moved").stat().st_uid == STRANGER
+            assert (mounted.mountpoint / "moved").stat().st_uid == 1000
+        finally:
+            subprocess.run(["umount", other], check=True)
+    finally:
+        mounted.end()
+
+
+def test_a_snapshot_that_waits_can_be_given_up(tmp_path: Path) -> None:
+    """Who is killed while the barrier runs is not kept waiting for it, and nothing is made."""
+    mounted = MountedStore(tmp_path, {"transport": "kernel", "agents": ["bot"], "slow": True})
+    try:
+        folder = mounted.mountpoint / "bot/@snapshots"
+        maker = subprocess.Popen(["mkdir", folder / "s"])
+        mounted.ask_until(1, "barriers")
+
+        maker.kill()
+
+        assert maker.wait(timeout=20) == -signal.SIGKILL
+        assert os.listdir(folder) == []
     finally:
         mounted.end()
