@@ -277,7 +277,8 @@ class Handlers:
         """Return whether *node* may be open for writing, and so have unsent data."""
         if not self.are_opens_told:
             return not self.namespace.read_only
-        return node in self._writers
+        # Who opened it before another process began to serve is not in the list.
+        return node in self._writers or self.namespace.known.is_inherited(node)
 
     def is_root_written(self, root: RootId) -> bool:
         """Return whether a file of *root* may be open for writing."""

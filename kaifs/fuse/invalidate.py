@@ -18,6 +18,7 @@ from typing import Protocol
 import trio
 
 from kaifs.base.types import TOP_INO, KernelNode, kernel_node
+from kaifs.linux.processes import NOTIFYING, set_process_name
 from kaifs.store.changes import Change, HeadSwitched, VersionQuarantined
 from kaifs.views.namespace import Namespace
 from kaifs.views.stale import StaleName, stale_names
@@ -84,7 +85,7 @@ class Invalidator:
             self._put(stale)
         if isinstance(change, VersionQuarantined):
             # What the kernel has of its files must not be read any more, by whomever.
-            for node in self._namespace.known.nodes_of(change.root):
+            for node in self._namespace.known_nodes(change.root):
                 self._put(_StaleNode(node))
 
     def _switch(self, change: HeadSwitched) -> None:
@@ -128,6 +129,7 @@ class Invalidator:
         self._queue.put(item)
 
     def _run(self) -> None:
+        set_process_name(NOTIFYING)
         while (item := self._queue.get()) is not None:
             if isinstance(item, _Reached):
                 item.report()

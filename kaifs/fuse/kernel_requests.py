@@ -77,6 +77,17 @@ class Features:
     """Allow idmapped mounts. Only where nothing asks who makes a request that makes nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What kernel and server agreed on when the connection began: it holds for every server."""
+
+    minor: int
+    """ABI version."""
+    flags: int
+    """Of `Init`."""
+    features: Features
+
+
 def features_of(namespace: Namespace) -> Features:
     """Return what the connection of a mount of *namespace* can do.
 
@@ -164,6 +175,8 @@ class Requests:
         """Whether the kernel leaves the umask to us."""
         self.minor = 0
         """ABI version in force; 0 before INIT."""
+        self.agreement: Agreement | None = None
+        """None before INIT."""
         self.table: dict[int, Callable[[Request], Reply]] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -211,14 +224,11 @@ class Requests:
         major, minor, readahead, flags = p.INIT_IN.unpack_from(request.view, p.BODY)
         if major != p.MAJOR or minor < p.OLDEST_MINOR:
             raise MountFailedError(f"the kernel speaks FUSE {major}.{minor}")
-        self.minor = min(minor, p.MINOR)
-        self._handlers.namespace.keeps_tops = self.minor >= p.EPOCH_MINOR
         if flags & Init.INIT_EXT:
             (high,) = p.U32.unpack_from(request.view, p.BODY + p.INIT_IN.size)
             flags |= high << 32
-        wanted = self._wanted() & flags
-        self._setxattr_size = p.SETXATTR_EXT if wanted & Init.SETXATTR_EXT else p.SETXATTR_SHORT
-        self._masks = bool(wanted & Init.DONT_MASK)
+        wanted = int(self._wanted()) & flags
+        self.adopt(Agreement(min(minor, p.MINOR), wanted, self._features))
         return p.INIT_OUT.pack(
             p.MAJOR,
             self.minor,
@@ -234,6 +244,17 @@ class Requests:
             0,
         )
 
+    def adopt(self, agreement: Agreement) -> None:
+        """Do as was agreed, now or with a former server."""
+        self.agreement = agreement
+        self.minor = agreement.minor
+        self._features = agreement.features
+        self._handlers.are_opens_told = not agreement.features.zero_message_open
+        self._handlers.namespace.keeps_tops = agreement.minor >= p.EPOCH_MINOR
+        is_extended = agreement.flags & Init.SETXATTR_EXT
+        self._setxattr_size = p.SETXATTR_EXT if is_extended else p.SETXATTR_SHORT
+        self._masks = bool(agreement.flags & Init.DONT_MASK)
+
     def _wanted(self) -> Init:
         wanted = (
             Init.ASYNC_READ
@@ -248,6 +269,7 @@ class Requests:
             | Init.HANDLE_KILLPRIV_V2
             | Init.SETXATTR_EXT
             | Init.INIT_EXT
+            | Init.HAS_RESEND
         )
         if self._features.writeback:
             wanted |= Init.WRITEBACK_CACHE

@@ -10,7 +10,9 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Final
@@ -21,12 +23,22 @@ from kaifs.base.types import KernelNode
 from kaifs.fuse import protocol as p
 from kaifs.fuse.errno_map import errno_of
 from kaifs.fuse.handlers import Handlers
-from kaifs.fuse.kernel_requests import MAX_WRITE, Features, Later, Refusal, Request, Requests
+from kaifs.fuse.kernel_requests import (
+    MAX_WRITE,
+    Agreement,
+    Features,
+    Later,
+    Refusal,
+    Request,
+    Requests,
+)
 from kaifs.fuse.mounting import MountOptions, mount_device
 from kaifs.fuse.protocol import Opcode
-from kaifs.fuse.transports import NO_HURRY, Pace
+from kaifs.fuse.transports import NO_HURRY, Connected, Pace, Terms
 from kaifs.linux.latency import AwakeCores
 from kaifs.linux.mounts import unmount
+from kaifs.linux.processes import NOTIFYING, named_thread
+from kaifs.meta.records import Answer
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +53,27 @@ class KernelConnection:
     """One connection: a descriptor of `/dev/fuse` that is, or will be, mounted."""
 
     def __init__(
-        self, fd: int, handlers: Handlers, features: Features, pace: Pace = NO_HURRY
+        self,
+        fd: int,
+        handlers: Handlers,
+        features: Features,
+        pace: Pace = NO_HURRY,
+        identity: int | None = None,
     ) -> None:
-        """Answer what comes from *fd*, which this owns from now on."""
+        """Answer what comes from *fd*, which this owns from now on.
+
+        Args:
+            fd: The descriptor.
+            handlers: What requests do.
+            features: What is to be agreed on.
+            pace: What is spent for speed.
+            identity: Which connection it is for the journal; None: a new one.
+        """
         self._fd = fd
+        self.identity = secrets.randbits(63) if identity is None else identity
+        self._is_resumed = False
+        self._last_answer: tuple[int, bytes] | None = None
+        """`unique` of the last request that a former server has done, and the reply to it."""
         self._pace = pace
         self._awake = AwakeCores()
         self._can_keep_awake = self._pace.keeps_awake
@@ -67,6 +96,42 @@ class KernelConnection:
         """How many requests of each opcode came; those that are not known are left out."""
         return Counter({opcode.name: self._counts[opcode] for opcode in Opcode})
 
+    # --- taking over -------------------------------------------------------------------
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """What was agreed on; None before the kernel's first request."""
+        return self._requests.agreement
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def resume(self, agreement: Agreement, answer: Answer | None) -> None:
+        """Go on where a server that is no more has stopped, once `serve` runs.
+
+        Args:
+            agreement: What that server agreed on.
+            answer: What it was going to answer to the last request that changed something, on
+                whatever connection.
+        """
+        self._requests.adopt(agreement)
+        self._is_resumed = True
+        if answer is not None and answer.connection == self.identity:
+            self._last_answer = answer.unique & ~p.RESENT, answer.reply
+
+    def _is_answered_again(self, request: Request) -> bool:
+        """Answer *request* if a former server has done what it asks for, but was not heard."""
+        assert self._last_answer is not None, "asked only then"
+        unique, reply = self._last_answer
+        if request.unique != unique | p.RESENT:
+            return False
+        self._last_answer = None
+        log.info("answered_again", extra={"opcode": request.opcode})
+        self._reply(request.unique, reply)
+        return True
+
     # --- serving -----------------------------------------------------------------------
 
     async def serve(self) -> None:
@@ -75,11 +140,15 @@ class KernelConnection:
         Raises:
             MountFailedError: the kernel speaks another protocol.
         """
-        buffer = bytearray(_BUFFER_SIZE)
+        # Not zeros, whose pages would come into being while the kernel copies a request there: if
+        # the process is killed at that moment, the request fails instead of being sent again.
+        buffer = bytearray(b"\xff") * _BUFFER_SIZE
         request = Request(memoryview(buffer))
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                if self._is_resumed:
+                    self._notify(p.Notify.RESEND, b"")
                 await self._serve(buffer, request)
                 nursery.cancel_scope.cancel()
         finally:
@@ -160,6 +229,8 @@ class KernelConnection:
         request.load()
         opcode = request.opcode
         self._counts[opcode & 63] += 1
+        if self._last_answer is not None and self._is_answered_again(request):
+            return
         handler = self._requests.table.get(opcode)
         if handler is None:
             if opcode == Opcode.INTERRUPT:
@@ -169,7 +240,10 @@ class KernelConnection:
             return
         try:
             reply = handler(request)
-            self._settle()
+            if reply.__class__ is bytes:
+                self._settle((self.identity, request.unique, reply))
+            else:
+                self._settle()
         except Refusal as refusal:
             self._reply_error(request.unique, refusal.errno)
         # A bug answers EIO and is logged; the server goes on.
@@ -210,7 +284,11 @@ class KernelConnection:
                     if later.interruptible:
                         self._waiting[unique] = scope
                     reply = await later.work()
-                    self._settle()
+                    # No await from here on: between the journal and the reply is this request only.
+                    if isinstance(reply, bytes):
+                        self._settle((self.identity, unique, reply))
+                    else:
+                        self._settle()
                     self._reply(unique, reply)
                 if scope.cancelled_caught:
                     self._reply_error(unique, errno.EINTR)
@@ -267,7 +345,7 @@ class KernelConnection:
 
     async def _forget_pages(self, node: KernelNode) -> None:
         def forget() -> None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), named_thread(NOTIFYING):
                 self.invalidate_inode(node)
 
         await trio.to_thread.run_sync(forget)
@@ -332,6 +410,40 @@ class KernelMount:
         self.reason = f"mounted by {device.mounted_by}"
         self._mountpoint = mountpoint
         self._connection = KernelConnection(device.fd, self._handlers, self._features, self._pace)
+
+    @property
+    def connected(self) -> Connected | None:
+        """As `Transport.connected`."""
+        if self._connection is None or self._connection.agreement is None:
+            return None
+        agreement = self._connection.agreement
+        if not agreement.flags & p.Init.HAS_RESEND:
+            return None
+        terms = Terms(
+            identity=self._connection.identity,
+            minor=agreement.minor,
+            flags=agreement.flags,
+            features=asdict(agreement.features),
+            reason=self.reason,
+        )
+        return Connected(self._connection.fd, terms)
+
+    def resume(self, mountpoint: Path, connected: Connected, answer: Answer | None) -> None:
+        """Serve a mount whose server is no more; instead of `mount`.
+
+        Args:
+            mountpoint: Where it is.
+            connected: What that server had.
+            answer: As `KernelConnection.resume`.
+        """
+        terms = connected.terms
+        features = Features(**terms.features)
+        self.reason = terms.reason
+        self._mountpoint = mountpoint
+        self._connection = KernelConnection(
+            connected.fd, self._handlers, features, self._pace, terms.identity
+        )
+        self._connection.resume(Agreement(terms.minor, terms.flags, features), answer)
 
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted or `terminate` is called."""

@@ -123,6 +123,7 @@ class Notify(IntEnum):
 
     INVAL_INODE = 2
     INVAL_ENTRY = 3
+    RESEND = 7
     INC_EPOCH = 8
 
 
@@ -145,6 +146,8 @@ class Init(IntFlag):
     HANDLE_KILLPRIV_V2 = 1 << 28
     SETXATTR_EXT = 1 << 29
     INIT_EXT = 1 << 30
+    HAS_RESEND = 1 << 39
+    """What was read and not answered can be had again, by a server that takes over."""
     ALLOW_IDMAP = 1 << 40
     """Then `uid` and `gid` of a request count only where something is made."""
 
@@ -174,6 +177,8 @@ OPEN_KILL_SUIDGID: Final = 1 << 0
 """In the open_flags of OPEN and CREATE: a truncation takes set-id bits away."""
 WRITE_KILL_SUIDGID: Final = 1 << 2
 SETXATTR_ACL_KILL_SGID: Final = 1 << 0
+RESENT: Final = 1 << 63
+"""Set in `unique` of a request that was sent again, and in that of its reply."""
 INTERRUPT_BIT: Final = 1
 """Set in `unique` of an INTERRUPT, whose body names the request."""
 

@@ -332,6 +332,8 @@ class Pyfuse3Mount:
     """One mount through pyfuse3. Signals are for the caller to handle."""
 
     name: Final = "pyfuse3"
+    connected: Final = None
+    """libfuse cannot be told to go on with a connection."""
 
     def __init__(self, handlers: Handlers) -> None:
         """Serve with *handlers*.

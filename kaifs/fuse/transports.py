@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+import msgspec
 import trio
 
 from kaifs.base.errors import MountFailedError
@@ -37,6 +38,29 @@ class Pace:
 NO_HURRY: Final = Pace()
 
 
+class Terms(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a server must know of a connection that it takes over."""
+
+    identity: int
+    """Which connection it is for the journal."""
+    minor: int
+    """ABI version."""
+    flags: int
+    """Agreed on at INIT."""
+    features: dict[str, bool]
+    """Fields of `kernel_requests.Features`."""
+    reason: str
+    """As `Transport.reason`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection that another process can take over."""
+
+    fd: int
+    terms: Terms
+
+
 class Transport(Protocol):
     """One mount, by whatever transport."""
 
@@ -63,6 +87,11 @@ class Transport(Protocol):
         """Answer requests until the file system is unmounted or `terminate` is called."""
         ...
 
+    @property
+    def connected(self) -> Connected | None:
+        """What another process needs to go on serving; None: it cannot."""
+        ...
+
     def terminate(self) -> None:
         """Let `serve` return; the mount stays, and answers nothing."""
         ...
@@ -77,6 +106,7 @@ class Nowhere:
 
     name = "none"
     reason = "no mount was asked for"
+    connected = None
 
     def __init__(self) -> None:
         self._terminated = trio.Event()
@@ -172,6 +202,11 @@ class Automatic:
         transport = make_transport("pyfuse3", self._handlers, self._pace)
         transport.mount(mountpoint, options)
         self._chosen, self._reason = transport, f"no kernel transport: {trouble}"
+
+    @property
+    def connected(self) -> Connected | None:
+        """As `Transport`."""
+        return self._mounted.connected
 
     async def serve(self) -> None:
         """As `Transport`."""

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Final
 
 _PR_SET_NAME: Final = 15
+_PR_GET_NAME: Final = 16
+NOTIFYING: Final = "kaifs-notify"
+"""Name of a thread that tells the kernel something. It may wait for requests to be answered, also
+when its process has been killed; it holds nothing that a successor needs."""
 _CAPTURE_MAX: Final = 4096
 
 
@@ -70,8 +74,21 @@ def send_signal(process: ProcessId, signal_number: signal.Signals) -> None:
 
 
 def set_process_name(name: str) -> None:
-    """Set what ps(1) and top(1) call this process; 15 bytes are kept."""
+    """Set what ps(1) and top(1) call this process, or this thread of it; 15 bytes are kept."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
+@contextmanager
+def named_thread(name: str) -> Iterator[None]:
+    """Let this thread have another name meanwhile, as others see it in /proc; 15 bytes are kept."""
+    libc = ctypes.CDLL(None)
+    before = ctypes.create_string_buffer(16)
+    libc.prctl(_PR_GET_NAME, before, 0, 0, 0)
+    set_process_name(name)
+    try:
+        yield
+    finally:
+        libc.prctl(_PR_SET_NAME, before, 0, 0, 0)
 
 
 def leave_terminal() -> None:

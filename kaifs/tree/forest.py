@@ -6,7 +6,7 @@ import logging
 
 from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import RootId
-from kaifs.meta.records import RootKind
+from kaifs.meta.records import RootKind, RootState
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
 from kaifs.tree.manifest import Manifests
@@ -59,21 +59,25 @@ class Forest:
         self.manifests.forget(root_id)
         self.store.drop_root(root_id)
 
-    def recover(self) -> None:
+    def recover(self, *, is_served: bool = False) -> None:
         """After opening a store: drop what was being built, reap what nobody holds any more.
 
         A snapshot that was being tested gets test_error; one that was committed goes.
 
         A head whose backup is due is left as it is, for the verb that seals it.
+
+        Args:
+            is_served: The mount of another process goes on here. Orphans and superseded roots
+                may be open, and stay until somebody opens the store for whom they are not.
         """
         for root_id in self.store.unfinished_roots():
             try:
-                self._recover(root_id)
+                self._recover(root_id, is_served=is_served)
             except StoreDamagedError as error:
                 # The rest of the store can be used all the same; fsck tells what is wrong.
                 log.warning("not_recovered", extra={"root": root_id, "error": str(error)})
 
-    def _recover(self, root_id: RootId) -> None:
+    def _recover(self, root_id: RootId, *, is_served: bool) -> None:
         if not self.store.has_root(root_id):
             self.store.finish_root(root_id)
             return
@@ -81,6 +85,8 @@ class Forest:
         if self.has_due_backup(root):
             return
         self.store.recover_snapshot(root)
+        if is_served and root.state is not RootState.BUILDING:
+            return
         if root.is_passing:
             self.drop(root_id)
         else:

@@ -646,6 +646,11 @@ class Tree:
         stop = keys.prefix(keys.NO_INO, keys.ORPHAN + 1)
         return [Ino(keys.number_at_end(key)) for key, _ in self.btree.scan(start, stop)]
 
+    def inos(self) -> list[Ino]:
+        """Return every inode, orphans included. O(everything in the tree)."""
+        start, stop = keys.inode_key(TOP_INO), keys.inode_key(Ino(MAX_INO))
+        return sorted({keys.split_key(key)[0] for key, _ in self.btree.scan(start, stop)})
+
     def reap(self, ino: Ino) -> None:
         """Delete *ino* for good if it is an orphan."""
         if not self.btree.delete(keys.orphan_key(ino)):

@@ -623,7 +623,11 @@ class Namespace:
             raise self._refusal(parent_ino)
         tree = self._writable_tree(root)
         self._check_quota(tree, LINK_CHARGE)
-        is_nameless = node in self._nameless
+        # The kernel lets only those that never had a name have one; which they are, a server that
+        # is no more has known.
+        is_nameless = node in self._nameless or (
+            self.known.is_inherited(node) and tree.inode(ino).nlink == 0
+        )
         tree.link(ino, parent_ino, name, self.now_ns(), nameless=is_nameless)
         if is_nameless:
             self._nameless.discard(node)
@@ -1054,15 +1058,37 @@ class Namespace:
 
     def forget_all(self) -> None:
         """Forget every node: the mount is gone, and nothing of it can be open."""
+        self.known.disown()
         for node in self.known.nodes():
             self.forget(node, 1 << 63)
+
+    def inherit(self) -> None:
+        """Take it that the kernel knows everything there is: another process has served it."""
+        next_inos: dict[RootId, Ino] = {}
+        for agent in self._store.agents():
+            snapshots = self._store.snapshots(agent.agent_id)
+            for root_id in (agent.head, *(snapshot.root for snapshot in snapshots)):
+                with suppress(StoreDamagedError):
+                    root = self._store.root(root_id)
+                    if root.is_writable:
+                        next_inos[root_id] = root.next_ino
+        self.known.inherit(RootId(self._store.next_root), next_inos)
+
+    def known_nodes(self, root: RootId) -> list[KernelNode]:
+        """Return every node of *root* that the kernel may know."""
+        if not self.known.has_inherited(root):
+            return self.known.nodes_of(root)
+        with suppress(StoreDamagedError):
+            return [kernel_node(root, ino) for ino in self.forest.tree(root).inos()]
+        # What cannot be listed could hardly be looked up.
+        return self.known.nodes_of(root)
 
     def _let_go(self, tree: Tree, root: RootId, ino: Ino) -> None:
         """Reap inode *ino* if its last name is gone, now or when the kernel forgets it."""
         node = kernel_node(root, ino)
         if node not in self.known:
             tree.reap(ino)
-        elif tree.inode(ino).nlink == 0:
+        elif tree.inode(ino).nlink == 0 and not self.known.is_inherited(node):
             self._orphans.add(node)
 
 

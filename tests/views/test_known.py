@@ -45,3 +45,23 @@ def test_a_root_is_unknown_when_its_only_node_was_named_twice_and_forgotten() ->
 
     assert not known.has_root(RootId(5))
     assert len(known) == 0
+
+
+def test_what_another_server_told_is_known_until_the_connection_is_gone() -> None:
+    known = KnownNodes()
+    known.inherit(next_root=RootId(9), next_inos={RootId(5): Ino(100)})
+    old, new = kernel_node(RootId(5), Ino(99)), kernel_node(RootId(5), Ino(100))
+    sealed, later = kernel_node(RootId(4), Ino(7)), kernel_node(RootId(9), Ino(7))
+
+    assert old in known
+    assert sealed in known
+    assert new not in known
+    assert later not in known
+    assert known.has_root(RootId(8))
+    assert not known.has_root(RootId(9))
+    for node, ends in ((old, False), (sealed, False), (new, True), (later, True)):
+        known.remember(node)
+        assert known.forget(node, 7) is ends
+    known.disown()
+    assert old not in known
+    assert not known.has_root(RootId(8))
