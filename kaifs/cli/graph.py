@@ -15,10 +15,15 @@ class Graph:
     def __init__(self) -> None:
         self._waiting: list[str] = []
         """For each column the version that comes next in it."""
+        self._row = ""
+        """How columns have moved since the last version; drawn if another comes."""
 
     def draw(self, version: str, parent: str | None, lines: list[str]) -> Iterator[str]:
         """Yield *lines*, at least one, behind the columns; *parent* goes on in the same column."""
         waiting = self._waiting
+        if self._row:
+            yield self._row
+            self._row = ""
         if version not in waiting:
             waiting.append(version)
         column = waiting.index(version)
@@ -31,11 +36,11 @@ class Graph:
             yield f"{' '.join(cells)} {line}".rstrip()
         if parent is None:
             if column + 1 < len(waiting):
-                yield self._shifted(column, column)
+                self._row = self._shifted(column, column)
             del waiting[column]
         elif parent in waiting:
             left, right = sorted((waiting.index(parent), column))
-            yield self._shifted(left, right)
+            self._row = self._shifted(left, right)
             waiting[left] = parent
             del waiting[right]
         else:

@@ -12,6 +12,7 @@ from typing import Any
 
 from kaifs.cli.graph import Graph
 from kaifs.cli.output import coloured, print_json, printable, warn
+from kaifs.cli.retention import count
 from kaifs.cli.session import call
 
 
@@ -19,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("agent", metavar="AGENT")
     parser.add_argument("path", metavar="PATH", nargs="?", help="inside the agent, from its top")
-    parser.add_argument("-n", "--limit", type=int, metavar="N", help="at most so many versions")
+    parser.add_argument("-n", "--limit", type=count, metavar="N", help="at most so many versions")
     parser.add_argument(
         "--follow", action="store_true", help="go on with the name that PATH had before a rename"
     )
@@ -45,15 +46,16 @@ def run(args: argparse.Namespace) -> int:
             args,
             f"nothing can be told of versions whose records are damaged: {', '.join(found.damaged)}",
         )
-    if args.path is not None:
-        # What lies between these versions is not shown, so there is no graph to draw.
-        print("\n".join("\n".join(_lines(entry, args)) for entry in found.entries))
-        return 0
     graph = Graph()
     for entry in found.entries:
-        parent = entry.parent if entry.is_parent_here else None
-        for line in graph.draw(entry.version, parent, _lines(entry, args)):
-            print(line)
+        lines = _lines(entry, args)
+        if entry is found.entries[-1] and not lines[-1]:
+            del lines[-1]
+        # What lies between the versions of a path is not shown: there is no graph to draw.
+        if args.path is None:
+            parent = entry.parent if entry.is_parent_here else None
+            lines = list(graph.draw(entry.version, parent, lines))
+        print("\n".join(lines))
     return 0
 
 

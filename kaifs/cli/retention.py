@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kaifs.service.retention import Retention
 
+_DIGITS_MAX = 18
 _COUNTED = {
     "last": "the newest N",
     "daily": "the newest of each of the last N days that have one",
@@ -17,11 +18,25 @@ _COUNTED = {
 }
 
 
+def count(text: str) -> int:
+    """Return the number that *text* spells; what it may be the verb says.
+
+    Raises:
+        ArgumentTypeError: it spells none, or one that no message can hold.
+    """
+    if len(text) > _DIGITS_MAX:
+        raise argparse.ArgumentTypeError(f"{text[:_DIGITS_MAX]}... is no number that makes sense")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+
+
 def add_retention(parser: argparse.ArgumentParser) -> None:
     """Declare the rules of what is kept."""
     rules = parser.add_argument_group("rules of what is kept; days are those of UTC")
     for name, what in _COUNTED.items():
-        rules.add_argument(f"--keep-{name}", type=int, default=0, metavar="N", help=what)
+        rules.add_argument(f"--keep-{name}", type=count, default=0, metavar="N", help=what)
     rules.add_argument(
         "--keep-within",
         default="",

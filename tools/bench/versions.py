@@ -175,19 +175,29 @@ def many_files(place: Path, count: int) -> None:
     """Measure a version of *count* small files."""
     place.mkdir()
     folder = place / "folder"
+    in_child(lambda: make_files(folder, count))
+    bench = Bench(place / "store")
+    bench("init")
+    bench("import", "bot", str(folder), "--as", "1.0.0")
+    changed = folder / "000" / "00000"
+    in_child(lambda: change_files(changed))
+    bench("import", "bot", str(folder), "--as", "1.1.0")
+    look_at_tree(bench, "000")
+
+
+def make_files(folder: Path, count: int) -> None:
+    """Make *count* small files."""
     for first in range(0, count, FOLDER_SIZE):
         below = folder / f"{first // FOLDER_SIZE // 100:03}" / f"{first // FOLDER_SIZE:05}"
         below.mkdir(parents=True)
         for number in range(first, min(first + FOLDER_SIZE, count)):
             (below / f"f{number:07}").write_bytes(b"content of %d\n" % number * (number % 64))
-    bench = Bench(place / "store")
-    bench("init")
-    bench("import", "bot", str(folder), "--as", "1.0.0")
-    changed = folder / "000" / "00000"
+
+
+def change_files(changed: Path) -> None:
+    """Change a hundred of the files in a folder."""
     for name in sorted(os.listdir(changed))[:100]:
         (changed / name).write_bytes(b"changed\n")
-    bench("import", "bot", str(folder), "--as", "1.1.0")
-    look_at_tree(bench, folder)
 
 
 def large_files(place: Path, size_mib: int) -> None:
@@ -209,19 +219,19 @@ def large_files(place: Path, size_mib: int) -> None:
         file.seek(each * _PIECE // 2)
         file.write(b"changed")
     bench("import", "bot", str(folder), "--as", "1.1.0")
-    look_at_tree(bench, folder)
+    look_at_tree(bench, "large0")
 
 
-def look_at_tree(bench: Bench, folder: Path) -> None:
+def look_at_tree(bench: Bench, path: str) -> None:
     """Measure what reads a version of which one has changed a little."""
     bench("list", "bot")
     bench("diff", "bot@1.0.0", "bot@1.1.0", fails=True)
     bench("diff", "--stat", "bot@1.0.0", "bot@1.1.0", fails=True)
     bench("diff", "-p", "bot@1.0.0", "bot@1.1.0", fails=True)
-    bench("log", "bot", next(iter(sorted(os.listdir(folder)))))
+    bench("log", "bot", path)
     bench("seal", "bot")
     bench("rollback", "bot", "1.1.0")
-    bench("status", "--json")
+    bench("status", "--json", "--space")
     if "verify" in VERBS:
         bench("verify", "bot@1.0.0")
     bench("manifest", "bot@1.0.0")
