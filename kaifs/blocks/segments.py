@@ -133,7 +133,8 @@ class Segments:
         """Use the files on *device*; a segment of *segment_size* bytes or more is full."""
         self._device = device
         self._uuid = uuid
-        self._segment_size = segment_size
+        self.segment_size = segment_size
+        """Bytes after which a segment is full."""
         self._active: SegmentId | None = None
         self._tail = 0
         self._is_torn = False
@@ -296,7 +297,7 @@ class Segments:
     @property
     def needs_new(self) -> bool:
         """Whether the next append must be preceded by `start`."""
-        return self._active is None or self._tail >= self._segment_size
+        return self._active is None or self._tail >= self.segment_size
 
     def start(self, segment: SegmentId) -> None:
         """Begin a new segment; appends go to it from now on."""

@@ -59,7 +59,7 @@ VERBS: Final = {
         Verb("discard", "discard", changes=True, frees=True),
         Verb("export", "export", flush=True),
         Verb("fsck", "fsck", flush=True),
-        Verb("gc", "gc", flush=True, changes=True, frees=True),
+        Verb("gc", "gc", changes=True, frees=True),
         Verb("import", "import_", changes=True),
         Verb("key", "key", changes=True),
         Verb("list", "list_"),

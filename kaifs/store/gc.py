@@ -177,7 +177,8 @@ def _compact(store: Store, compact_below: float, freed: Freed) -> Generator[GcSt
             yield from _empty(store, segment, size, freed)
             if payload.live[segment] == 0:
                 _give_up(store, segment, size - (freed.moved - before), freed)
-            yield freed
+            # On a full disk there is room for the copies of one segment.
+            yield CommitWanted() if payload.is_full else freed
 
 
 def _give_up(store: Store, segment: SegmentId, size: int, freed: Freed) -> None:
@@ -198,7 +199,7 @@ def _empty(
             continue
         record = payload.find_record(header.block)
         here = record is not None and (record.segment, record.offset) == (segment, offset)
-        if here and payload.move(header.block):
+        if here and store.move_block(header.block):
             freed.moved += header.stored_size
             yield freed
 

@@ -14,30 +14,33 @@ from pathlib import Path
 from typing import Final
 
 SPARE_NAME: Final = "spare"
-SPARE_SIZE: Final = 16 << 20
-"""Bytes that are kept: tens of thousands of deleted names."""
-SPARE_PART: Final = 64
-"""Of a small disk one part in so many is kept instead."""
+DISK_PART: Final = 64
+"""Neither a segment nor the spare takes more than one part of the disk in so many."""
+
+
+def share_of_disk(folder: Path) -> int:
+    """Return the bytes of that part of the disk that *folder* is on."""
+    disk = os.statvfs(folder)
+    return disk.f_blocks * disk.f_frsize // DISK_PART
 
 
 class Spare:
     """The file that keeps room. Its methods may be called by any thread."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep the file in *folder*, which is made if need be."""
+    def __init__(self, folder: Path, size: int) -> None:
+        """Keep a file of *size* bytes in *folder*, which is made if need be."""
         self._path = folder / SPARE_NAME
+        self._size = size
 
     def keep(self) -> bool:
         """Keep the room. Return whether the disk has it."""
         try:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            disk = os.statvfs(self._path.parent)
-            size = min(SPARE_SIZE, disk.f_blocks * disk.f_frsize // SPARE_PART)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
             return False
         try:
-            os.posix_fallocate(fd, 0, size)
+            os.posix_fallocate(fd, 0, self._size)
         except OSError:
             self.release()
             return False

@@ -27,7 +27,8 @@ from kaifs.base.errors import (
     StoreIOError,
     StoreNotEmptyError,
 )
-from kaifs.base.types import RootId, SegmentId
+from kaifs.base.types import BlockId, RootId, SegmentId
+from kaifs.blocks.chunking import CHUNK_MAX
 from kaifs.blocks.compression import Compressor
 from kaifs.blocks.device import Device, FileDevice
 from kaifs.blocks.segments import Segments
@@ -49,7 +50,7 @@ from kaifs.store.payload import Payload
 from kaifs.store.pending import Batch, Pending
 from kaifs.store.registry import Registry, root_key
 from kaifs.store.replay import Recovery, Replay, after_cut
-from kaifs.store.spare import Spare
+from kaifs.store.spare import Spare, share_of_disk
 from kaifs.store.superblock import Superblock, read_superblock
 
 LOCK_NAME: Final = "lock"
@@ -60,7 +61,7 @@ RUN_FOLDER: Final = "run"
 SEGMENT_SIZE: Final = 64 << 20
 """Bytes after which a segment is full."""
 _FOLDERS: Final = (INDEX_FOLDER, SEGMENT_FOLDER, RUN_FOLDER)
-_COUNTERS_KEY: Final = b"counters"
+COUNTERS_KEY: Final = b"counters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,8 @@ class Store(Registry):
         self._emptied: list[SegmentId] = []
         """Segments to delete once the sync that is running has ended."""
         self.journal = None
-        self._spare = Spare(path / RUN_FOLDER)
+        # What gc copies out of one segment before it can give that up: half of it at most.
+        self._spare = Spare(path / RUN_FOLDER, segments.segment_size // 2 + CHUNK_MAX)
         self.recovery = Recovery()
         """What was found past the last epoch when the store was opened."""
         counters = self._load_counters()
@@ -262,7 +264,7 @@ class Store(Registry):
             segments = Segments(
                 device or FileDevice(path / SEGMENT_FOLDER),
                 superblock.uuid,
-                segment_size=options.segment_size,
+                segment_size=min(options.segment_size, share_of_disk(path)),
             )
             opened.callback(segments.close)
             store = cls(path, superblock, lock, clock or SystemClock(), options, database, segments)
@@ -312,7 +314,7 @@ class Store(Registry):
 
     def _read_counters(self) -> CounterRecord:
         try:
-            value = self.pending.get(Table.META, _COUNTERS_KEY)
+            value = self.pending.get(Table.META, COUNTERS_KEY)
             if value is not None:
                 return COUNTERS.decode(value)
         except StoreDamagedError:
@@ -469,6 +471,19 @@ class Store(Registry):
             if self.payload.is_full:
                 raise NoSpaceError(str(self.path))
 
+    def move_block(self, block: BlockId) -> bool:
+        """Copy *block* for gc, with the kept room if there is no other. As `Payload.move`.
+
+        Raises:
+            NoSpaceError: there is none at all.
+        """
+        try:
+            return self.payload.move(block)
+        except NoSpaceError:
+            if not self._use_spare():
+                raise
+            return self.payload.move(block)
+
     def _use_spare(self) -> bool:
         """Give the kept room to what must be written. Return whether there was some. Any thread."""
         if not self._spare.release():
@@ -491,6 +506,7 @@ class Store(Registry):
         return (
             self.nodes.is_dirty
             or not self.pending.is_empty
+            or bool(self._doomed)
             or any(root.dirty for root in self._roots.values())
         )
 
@@ -527,7 +543,7 @@ class Store(Registry):
         for segment in doomed:
             self.pending.delete(Table.SEGMENTS, segment.to_bytes(8, "big"))
         counters = self._counters(self.epoch + 1)
-        self.pending.put(Table.META, _COUNTERS_KEY, COUNTERS.encode(counters))
+        self.pending.put(Table.META, COUNTERS_KEY, COUNTERS.encode(counters))
         return Commit(segments - set(doomed), sizes, self.pending.take(), doomed, number)
 
     def write_commit(self, commit: Commit) -> None:
@@ -674,7 +690,7 @@ def _write_new_store(path: Path, clock: Clock, options: StoreOptions) -> None:
     counters = _first_counters(superblock.uuid)
     database = Index(path / INDEX_FOLDER, map_size=options.map_size, create=True)
     try:
-        database.write({Table.META: {_COUNTERS_KEY: COUNTERS.encode(counters)}})
+        database.write({Table.META: {COUNTERS_KEY: COUNTERS.encode(counters)}})
     finally:
         database.close()
     fsync_directory(path / INDEX_FOLDER)
