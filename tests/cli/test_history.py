@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,13 +60,27 @@ def test_a_history_that_ends_lets_the_columns_behind_it_move_up() -> None:
     ]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a branch, tags and notes, to be copied."""
+    place = tmp_path_factory.mktemp("history")
+    (place / "source" / "lib").mkdir(parents=True)
+    (place / "source" / "a.txt").write_text("first\n")
+    (place / "source" / "lib" / "x.py").write_text("x = 1\n")
+    shell = Shell(place / "store")
+    shell.fine("init")
+    shell.fine("import", "bot", place / "source", "--as", "1.0.0")
+    shell.fine("seal", "bot", "1.1.0", "-m", "better\nand longer", "--tag", "stable")
+    shell.fine("rollback", "bot", "1.0.0")
+    shell.fine("seal", "bot", "2.0.0", "--author", "ann", "--type", "release")
+    return shell.store
+
+
 @pytest.fixture
-def history(bot: Shell) -> Shell:
-    """A store with a branch, tags and a rename of nothing."""
-    bot.fine("seal", "bot", "1.1.0", "-m", "better\nand longer", "--tag", "stable")
-    bot.fine("rollback", "bot", "1.0.0")
-    bot.fine("seal", "bot", "2.0.0", "--author", "ann", "--type", "release")
-    return bot
+def history(kaifs: Shell, made: Path) -> Shell:
+    """A store with `bot`: 1.1.0 and 2.0.0 came from 1.0.0."""
+    shutil.copytree(made, kaifs.store)
+    return kaifs
 
 
 def test_log_is_a_graph_with_what_was_said(history: Shell) -> None:
@@ -105,15 +120,17 @@ def test_log_of_a_path_tells_what_happened_to_it(history: Shell) -> None:
     ]
 
 
-def test_what_users_wrote_does_not_reach_the_terminal_as_it_is(bot: Shell) -> None:
-    bot.fine("seal", "bot", "1.1.0", "-m", "\x1b[31mred", "--tag", "a\x1bb", "--author", "\x1b]0;x")
+def test_what_users_wrote_does_not_reach_the_terminal_as_it_is(history: Shell) -> None:
+    history.fine(
+        "seal", "bot", "3.0.0", "-m", "\x1b[31mred", "--tag", "a\x1bb", "--author", "\x1b]0;x"
+    )
 
     for verb in (
         ("log", "bot"),
         ("list", "bot", "--tag", "*"),
         ("prune", "bot", "--keep-last", "1"),
     ):
-        assert "\x1b" not in bot.fine(*verb)
+        assert "\x1b" not in history.fine(*verb)
 
 
 def test_prune_tells_what_stays_and_what_goes(history: Shell) -> None:
@@ -142,8 +159,10 @@ def test_the_policy_holds_the_rules_for_prune(history: Shell) -> None:
     assert history("prune", "bot").err.startswith("kaifs: E185: ")
 
 
-def test_bad_input_is_one_line_with_its_code(bot: Shell) -> None:
-    before = bot.fine("list", "bot", "--json")
+def test_bad_input_is_one_line_with_its_code(
+    history: Shell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = history.fine("list", "bot", "--json")
 
     for arguments, code in (
         (("log", "nobody"), "E123"),
@@ -159,16 +178,18 @@ def test_bad_input_is_one_line_with_its_code(bot: Shell) -> None:
         (("remove", "bot@1.0.0"), "E128"),
         (("policy", "bot", "--keep-all", "--keep-last", "1"), "E140"),
     ):
-        done = bot(*arguments)
-        assert (done.status, done.out) == (1, ""), arguments
-        assert done.err.startswith(f"kaifs: {code}: "), arguments
-        assert len(done.err.splitlines()) == 1
-    for references in (("bot@1.0.0", "bot@2.0.0"), ("nobody", "bot"), ("bot",)):
-        done = bot("diff", *references)
-        assert (done.status, done.out) == (2, ""), references
-        assert done.err.startswith("kaifs: E1")
+        status = main(["--store", str(history.store), *arguments])
+        out, err = capsys.readouterr()
+        assert (status, out) == (1, ""), arguments
+        assert err.startswith(f"kaifs: {code}: "), arguments
+        assert len(err.splitlines()) == 1
+    for references in (("bot@1.0.0", "bot@9.0.0"), ("nobody", "bot"), ("bot",)):
+        status = main(["--store", str(history.store), "diff", *references])
+        out, err = capsys.readouterr()
+        assert (status, out) == (2, ""), references
+        assert err.startswith("kaifs: E1")
 
-    assert bot.fine("list", "bot", "--json") == before
+    assert history.fine("list", "bot", "--json") == before
 
 
 @pytest.mark.parametrize(
