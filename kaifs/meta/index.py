@@ -1,15 +1,16 @@
-"""The index in two copies, as btrfs keeps its metadata (mkfs.btrfs(8), DUP).
+"""The index in two copies: an LMDB environment, and a log of its commits as the mirror.
 
 Payload without the index is bytes without names, so the index is what a store
-cannot do without. Every commit is written to the main copy, synced, and then to
-the mirror. A record whose checksum is wrong in one copy is taken from the other,
-and put right by the next commit.
+cannot do without; btrfs keeps its metadata twice for that reason (mkfs.btrfs(8),
+DUP). Every commit is written to the main copy, synced, and then to the mirror. A
+record whose checksum is wrong is taken from the mirror, and put right by the next
+commit.
 
 LMDB itself trusts its pages: a flipped bit in one can make it read beyond the map.
 So when the index is closed, what both files are is written down (`closed`), and
 checked before LMDB gets to see them. A copy that has changed since, while the other
-has not, is replaced. The note goes, durably, before the first change: a process that
-was killed leaves none, and then LMDB's own rules hold.
+has not, is made anew from that. The note goes, durably, before the first change: a
+process that was killed leaves none, and then LMDB's own rules hold.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -29,20 +31,27 @@ from kaifs.base.digest import checksum
 from kaifs.base.errors import KaifsError, StoreDamagedError, StoreIOError
 from kaifs.linux.files import fsync_directory, read_file
 from kaifs.meta.database import MAP_SIZE, Changes, Database, Table
+from kaifs.meta.mirror import Mirror
 from kaifs.meta.records import protect, unprotect
 
 log = logging.getLogger(__name__)
 
 INDEX_FILE: Final = "data.mdb"
-MIRROR_FOLDER: Final = "mirror"
+MIRROR_FILE: Final = "mirror.log"
 CLOSED_NAME: Final = "closed"
-COPY_NAME: Final = "copy.tmp"
+_RESTORE_FOLDER: Final = "restore.tmp"
 NOTED_MAX: Final = 1 << 30
 """An index of more bytes is not checked when it is opened: that would take too long."""
-COUNTERS_KEY: Final = b"counters"
-"""Key in META of the record that every commit changes."""
-
-R = TypeVar("R")
+MIRROR_KEY: Final = b"mirror"
+"""Key in META of the number of the last commit, 8 bytes big-endian: the mirror must have it."""
+SLACK: Final = 4 << 20
+"""The mirror is written anew when it has twice the bytes of a new one, and so many more."""
+RETRY_COMMITS: Final = 16
+"""A mirror that could not be written is made anew every so many commits, or at the next opening."""
+_DUMPED: Final = 2000
+"""Records that are read at once to be written to a new mirror."""
+_RESTORED: Final = 64 << 20
+"""Bytes of records that are written at once to a new main copy."""
 
 
 class ClosedRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -68,21 +77,15 @@ class Index:
         self._writing = threading.Lock()
         self._is_noted = False
         """Whether `closed` says what the files are."""
-        self._is_mirror_usable = True
-        """Whether every commit went to the mirror, too."""
-        self._damaged: dict[Table, dict[bytes, bytes | None]] = {table: {} for table in Table}
+        self._healed: dict[Table, dict[bytes, bytes | None]] = {table: {} for table in Table}
         """Records that the main copy has lost, as the mirror has them."""
-        try:
-            if create:
-                self._mirror_folder.mkdir(mode=0o700)
-            else:
-                self._mirror_folder.mkdir(mode=0o700, exist_ok=True)
-                self._check_files()
-        except OSError as error:
-            raise StoreIOError(str(error)) from error
+        self._lost: dict[tuple[Table, bytes], StoreDamagedError] = {}
+        """Records that both have lost."""
+        if not create:
+            self._check_files()
         self._main = self._open_main(create=create)
         try:
-            self._mirror = self._open_mirror(create=create)
+            self._mirror: Mirror | None = self._open_mirror(create=create)
         except BaseException:
             self._main.close()
             raise
@@ -91,7 +94,8 @@ class Index:
         """Close the index, and note what its files are."""
         is_mirrored = not self._is_noted and self._is_mirrored()
         self._main.close()
-        self._mirror.close()
+        if self._mirror is not None:
+            self._mirror.close()
         if is_mirrored:
             # A note that cannot be written is one that is not there.
             with suppress(OSError):
@@ -108,7 +112,7 @@ class Index:
         try:
             return self._main.get(table, key)
         except StoreDamagedError as error:
-            return self._from_mirror(lambda mirror: self._take(mirror, table, key), error)
+            return self._get_mirrored(table, key, error)
 
     def get_many(self, table: Table, keys: list[bytes]) -> dict[bytes, bytes]:
         """Return the records that there are at *keys*.
@@ -127,113 +131,115 @@ class Index:
         try:
             return self._main.scan(table, start, limit)
         except StoreDamagedError as error:
-            return self._from_mirror(lambda mirror: mirror.scan(table, start, limit), error)
+            keys = self._mirrored_keys(table, error)
+            return [key for key in keys if key >= start][:limit]
 
     def keys_with_prefix(self, table: Table, prefix: bytes) -> list[bytes]:
         """Return all keys that begin with *prefix*, in order."""
         try:
             return self._main.keys_with_prefix(table, prefix)
         except StoreDamagedError as error:
-            return self._from_mirror(lambda mirror: mirror.keys_with_prefix(table, prefix), error)
+            return [key for key in self._mirrored_keys(table, error) if key.startswith(prefix)]
 
     def count(self, table: Table) -> int:
         """Return the number of records in *table*."""
         return self._main.count(table)
 
     def file_size(self) -> int:
-        """Return the bytes in use by the pages of both copies."""
-        return self._main.file_size() + self._mirror.file_size()
+        """Return the bytes in use by both copies."""
+        mirror = 0 if self._mirror is None else self._mirror.size
+        return self._main.file_size() + mirror
 
     def engine_version(self) -> str:
         """Return the version of the LMDB engine, such as `0.9.36`."""
         return self._main.engine_version()
 
     def copies(self, table: Table, key: bytes) -> list[bytes]:
-        """Return the records at *key* that are sound, that of the main copy first."""
-        found = []
-        with self._writing:
-            for copy in (self._main, self._mirror):
-                with suppress(StoreDamagedError):
-                    record = copy.get(table, key)
-                    if record is not None:
-                        found.append(record)
-        return found
+        """Return the records at *key* that are sound, that of the main copy first.
 
-    def faults(self, table: Table, key: bytes) -> list[str]:
-        """Return what is wrong with the record at *key* in one copy or both, a line each.
-
-        Nothing is read from the other copy here. O(1); waits for a commit under way.
+        Reads all of the mirror.
         """
-        with self._writing:
-            return list(self._faults_in_copies(table, key))
-
-    def _faults_in_copies(self, table: Table, key: bytes) -> Iterator[str]:
         found: list[bytes | None] = []
-        for name, copy in (("main copy", self._main), ("mirror", self._mirror)):
-            try:
-                found.append(copy.get(table, key))
-            except StoreDamagedError as error:
-                yield f"{name}: {error.subject}"
-        if len(found) == 2 and found[0] != found[1]:
-            yield "main copy and mirror differ"
-
-    def faults_in_counts(self, table: Table) -> list[str]:
-        """Return a line if the copies have different numbers of records in *table*."""
         with self._writing:
-            main, mirror = self._main.count(table), self._mirror.count(table)
-        return (
-            [] if main == mirror else [f"{main} records in the main copy, {mirror} in the mirror"]
-        )
-
-    def keys_of_both(self, table: Table) -> list[bytes]:
-        """Return every key that one copy has in *table* or both have, in order."""
-        found: set[bytes] = set()
-        for copy in (self._main, self._mirror):
             with suppress(StoreDamagedError):
-                found.update(copy.scan(table))
-        return sorted(found)
+                found.append(self._main.get(table, key))
+            if self._mirror is not None:
+                with suppress(StoreDamagedError):
+                    found.append(self._mirror.find(table, key))
+        return [record for record in found if record is not None]
 
-    def heal(self, table: Table, key: bytes) -> bool:
-        """Write the record at *key* that one copy has sound to the other. Return whether it could.
+    def fault(self, table: Table, key: bytes) -> str:
+        """Return what is wrong with the record at *key* in the main copy, nothing if it is sound."""
+        try:
+            self._main.get(table, key)
+        except StoreDamagedError as error:
+            return error.subject
+        return ""
 
-        Where both are sound and differ, the main copy is right. Blocks for the disk.
+    def mirror_fault(self) -> str:
+        """Return what is wrong with the mirror, nothing if it is sound. Reads all of it.
 
-        Raises:
-            NoSpaceError, StoreIOError: the system refuses.
+        One that could not be written, on a disk that was full, is not wrong: it is made anew.
         """
         with self._writing:
-            for source, target in ((self._main, self._mirror), (self._mirror, self._main)):
-                try:
-                    record = source.get(table, key)
-                except StoreDamagedError:
-                    continue
-                self._forget_files()
-                target.write({table: {key: record}})
-                return True
-        return False
+            return "" if self._mirror is None else self._mirror.fault()
 
-    def _from_mirror(self, read: Callable[[Database], R], damage: StoreDamagedError) -> R:
-        # A commit is written to one copy after the other: only between two of them are both
-        # the same.
-        with self._writing:
-            if not self._is_mirrored():
+    def keys(self, table: Table) -> list[bytes]:
+        """Return every key that one copy has in *table* or both have, in order.
+
+        The mirror is only asked if the main copy cannot tell.
+        """
+        try:
+            return self._main.scan(table)
+        except StoreDamagedError as error:
+            return self._mirrored_keys(table, error)
+
+    def _get_mirrored(self, table: Table, key: bytes, damage: StoreDamagedError) -> bytes | None:
+        healed = self._healed[table]
+        if key in healed:
+            return healed[key]
+        if (table, key) in self._lost:
+            raise self._lost[table, key]
+        with self._writing, self._sound_mirror(damage) as mirror:
+            try:
+                record = mirror.find(table, key)
+            except StoreDamagedError:
+                record = None
+            if record is None:
+                # A mirror that was made after the damage does not have it either.
+                self._lost[table, key] = damage
                 raise damage
-            found = read(self._mirror)
-        log.warning("index_damaged", extra={"error": str(damage), "from": "mirror"})
-        return found
-
-    def _take(self, mirror: Database, table: Table, key: bytes) -> bytes | None:
-        """Return a record of the mirror, and let the next commit put it back."""
-        record = mirror.get(table, key)
-        self._damaged[table][key] = record
+            # The next commit puts it back.
+            healed[key] = record
         return record
+
+    def _mirrored_keys(self, table: Table, damage: StoreDamagedError) -> list[bytes]:
+        with self._writing, self._sound_mirror(damage) as mirror:
+            return sorted(mirror.records(table))
+
+    @contextmanager
+    def _sound_mirror(self, damage: StoreDamagedError) -> Iterator[Mirror]:
+        """Lend the mirror if it has all that the main copy has. With `_writing` held.
+
+        A commit is written to one copy after the other: only between two of them are both
+        the same.
+        """
+        if self._mirror is None or not self._is_mirrored():
+            raise damage
+        try:
+            yield self._mirror
+        except StoreDamagedError:
+            raise damage from None
+        log.warning("index_damaged", extra={"error": str(damage), "from": "mirror"})
 
     def _is_mirrored(self) -> bool:
         try:
-            counters = self._main.get(Table.META, COUNTERS_KEY)
-            return self._is_mirror_usable and counters == self._mirror.get(Table.META, COUNTERS_KEY)
+            return self._mirror is not None and self._mirror.sequence == self._sequence()
         except StoreDamagedError:
             return False
+
+    def _sequence(self) -> int:
+        return int.from_bytes(self._main.get(Table.META, MIRROR_KEY) or b"", "big")
 
     # --- writing -----------------------------------------------------------------------
 
@@ -248,93 +254,155 @@ class Index:
         """
         with self._writing:
             self._forget_files()
+            sequence = self._next_sequence()
+            number = {MIRROR_KEY: sequence.to_bytes(8, "big")}
+            changes = {**changes, Table.META: {**changes.get(Table.META, {}), **number}}
             self._main.write(self._with_healed(changes))
-            if self._is_mirror_usable:
-                try:
-                    self._mirror.write(changes)
-                except KaifsError as error:
-                    # What was asked for is done. It stays behind from now on, and the next
-                    # opening makes it anew.
-                    self._is_mirror_usable = False
-                    log.warning("mirror_failed", extra={"error": str(error)})
+            self._append(sequence, changes)
+
+    def _next_sequence(self) -> int:
+        try:
+            return self._sequence() + 1
+        except StoreDamagedError:
+            return (0 if self._mirror is None else self._mirror.sequence) + 1
+
+    def _append(self, sequence: int, changes: Changes) -> None:
+        try:
+            if self._mirror is not None:
+                self._mirror.append(sequence, changes)
+                if self._mirror.size > 2 * self._mirror.fresh_size + SLACK:
+                    self._make_mirror()
+            elif sequence % RETRY_COMMITS == 0:
+                self._make_mirror()
+        except KaifsError as error:
+            # What was asked for is done.
+            log.warning("mirror_failed", extra={"error": str(error)})
+            if self._mirror is not None:
+                self._mirror.close()
+                self._mirror = None
 
     def _with_healed(self, changes: Changes) -> Changes:
-        if not any(self._damaged.values()):
+        for table, records in changes.items() if self._lost else ():
+            for key in records:
+                self._lost.pop((table, key), None)
+        if not any(self._healed.values()):
             return changes
-        healed = {
-            table: {**self._damaged[table], **changes.get(table, {})} for table in self._damaged
+        merged = {
+            table: {**self._healed[table], **changes.get(table, {})} for table in self._healed
         }
-        for records in self._damaged.values():
+        for records in self._healed.values():
             records.clear()
-        return healed
+        return merged
+
+    def remake_mirror(self) -> None:
+        """Write the mirror anew from the main copy. Blocks for the disk.
+
+        Raises:
+            NoSpaceError, StoreIOError: the system refuses.
+        """
+        with self._writing:
+            self._forget_files()
+            self._make_mirror()
+
+    def _make_mirror(self) -> None:
+        made = Mirror.make(self._folder / MIRROR_FILE, self._sequence(), self._dump())
+        if self._mirror is not None:
+            self._mirror.close()
+        self._mirror = made
+
+    def _dump(self) -> Iterator[Changes]:
+        """Yield all that the main copy has."""
+        for table in Table:
+            start = b""
+            while keys := self._main.scan(table, start, _DUMPED):
+                try:
+                    records: dict[bytes, bytes | None] = {**self._main.get_many(table, keys)}
+                except StoreDamagedError:
+                    records = dict(self._sound_records(table, keys))
+                yield {table: records}
+                start = keys[-1] + b"\0"
+
+    def _sound_records(self, table: Table, keys: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+        for key in keys:
+            with suppress(StoreDamagedError):
+                record = self._main.get(table, key)
+                if record is not None:
+                    yield key, record
 
     # --- the files ---------------------------------------------------------------------
 
-    @property
-    def _mirror_folder(self) -> Path:
-        return self._folder / MIRROR_FOLDER
-
     def _open_main(self, *, create: bool) -> Database:
-        mirror = self._mirror_folder / INDEX_FILE
-        if not create and mirror.exists() and not (self._folder / INDEX_FILE).exists():
-            self._replace(self._folder, mirror, "it is missing")
+        if not self._folder.is_dir():
+            raise StoreIOError(f"index: {self._folder} is no folder")
+        if not create and not (self._folder / INDEX_FILE).exists():
+            self._restore("it is missing")
         try:
             return Database(self._folder, map_size=self._map_size, create=create)
         except StoreDamagedError as error:
-            if not mirror.exists():
+            if create:
                 raise
-            self._replace(self._folder, mirror, str(error))
+            self._restore(str(error))
             return Database(self._folder, map_size=self._map_size)
 
-    def _open_mirror(self, *, create: bool) -> Database:
+    def _open_mirror(self, *, create: bool) -> Mirror:
+        path = self._folder / MIRROR_FILE
         if not create:
             try:
-                self._mirror = Database(self._mirror_folder, map_size=self._map_size)
-            except (StoreDamagedError, StoreIOError):
-                log.warning("mirror_lost", extra={"folder": str(self._mirror_folder)})
+                mirror = Mirror(path)
+            except StoreDamagedError as error:
+                log.warning("mirror_lost", extra={"error": str(error)})
             else:
-                if self._is_mirrored():
-                    return self._mirror
+                if mirror.sequence == self._sequence():
+                    return mirror
                 # The process ended between the two writes of a commit.
-                self._mirror.close()
-            self._make_mirror()
-        return Database(self._mirror_folder, map_size=self._map_size, create=create)
-
-    def _make_mirror(self) -> None:
+                mirror.close()
         self._is_noted = False
-        fresh = self._folder / COPY_NAME
-        try:
-            self._main.copy(fresh)
-            _put_in_place(fresh, self._mirror_folder)
-        except OSError as error:
-            raise StoreIOError(str(error)) from error
+        return Mirror.make(path, self._sequence(), self._dump())
 
-    def _replace(self, folder: Path, source: Path, why: str) -> None:
-        """Replace the copy in *folder* by the file *source*."""
-        log.warning("index_replaced", extra={"folder": str(folder), "by": str(source), "why": why})
-        fresh = self._folder / COPY_NAME
+    def _restore(self, why: str) -> None:
+        """Make the main copy anew from the mirror, if that can be read.
+
+        Raises:
+            StoreDamagedError: it cannot; the main copy is what it was.
+            NoSpaceError, StoreIOError: the system refuses; as above.
+        """
+        mirror = Mirror(self._folder / MIRROR_FILE)
+        fresh = self._folder / _RESTORE_FOLDER
         try:
-            with source.open("rb") as payload, fresh.open("wb") as target:
-                while piece := payload.read(1 << 20):
-                    target.write(piece)
-                target.flush()
-                os.fsync(target.fileno())
-            _put_in_place(fresh, folder)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(fresh)
+            fresh.mkdir(mode=0o700)
+            target = Database(fresh, map_size=self._map_size, create=True)
+            try:
+                _copy_all(mirror, target)
+            finally:
+                target.close()
+            os.rename(fresh / INDEX_FILE, self._folder / INDEX_FILE)
+            fsync_directory(self._folder)
         except OSError as error:
             raise StoreIOError(str(error)) from error
+        finally:
+            mirror.close()
+            shutil.rmtree(fresh, ignore_errors=True)
+        log.warning("index_replaced", extra={"copy": INDEX_FILE, "why": why})
 
     def _check_files(self) -> None:
         """Replace a copy that has changed since it was closed, if the other has not."""
         noted = self._noted()
         if noted is None:
             return
-        main, mirror = self._folder / INDEX_FILE, self._mirror_folder / INDEX_FILE
-        is_main, is_mirror = _checksum(main) == noted.main, _checksum(mirror) == noted.mirror
+        is_main = _checksum(self._folder / INDEX_FILE) == noted.main
+        is_mirror = _checksum(self._folder / MIRROR_FILE) == noted.mirror
         self._is_noted = is_main and is_mirror
         if is_mirror and not is_main:
-            self._replace(self._folder, mirror, "changed since it was closed")
+            self._restore("changed since it was closed")
         elif is_main and not is_mirror:
-            self._replace(self._mirror_folder, main, "changed since it was closed")
+            # `_open_mirror` makes it anew.
+            with suppress(OSError):
+                (self._folder / MIRROR_FILE).unlink()
+            log.warning(
+                "index_replaced", extra={"copy": MIRROR_FILE, "why": "changed since it was closed"}
+            )
 
     def _noted(self) -> ClosedRecord | None:
         try:
@@ -344,7 +412,7 @@ class Index:
             return None
 
     def _note_files(self) -> None:
-        sums = [_checksum(folder / INDEX_FILE) for folder in (self._folder, self._mirror_folder)]
+        sums = [_checksum(self._folder / name) for name in (INDEX_FILE, MIRROR_FILE)]
         if not all(sums):
             return
         path = self._folder / CLOSED_NAME
@@ -366,9 +434,20 @@ class Index:
         self._is_noted = False
 
 
-def _put_in_place(fresh: Path, folder: Path) -> None:
-    os.rename(fresh, folder / INDEX_FILE)
-    fsync_directory(folder)
+def _copy_all(mirror: Mirror, target: Database) -> None:
+    """Write all that *mirror* has to the empty *target*."""
+    pending: dict[Table, dict[bytes, bytes | None]] = {table: {} for table in Table}
+    size = 0
+    for records in mirror.commits():
+        for name, changed in records.items():
+            pending[Table(name)].update(changed)
+            size += sum(len(key) + len(record or b"") for key, record in changed.items())
+        if size > _RESTORED:
+            target.write(pending)
+            size = 0
+            for written in pending.values():
+                written.clear()
+    target.write(pending)
 
 
 def _checksum(path: Path) -> bytes:

@@ -39,6 +39,8 @@ class Scrubbed:
     """Blocks that were appended anew from an identical one."""
     healed_records: int = 0
     """Records of the index that were taken from its other copy."""
+    is_mirror_remade: bool = False
+    """Whether the mirror of the index was damaged and has been written anew."""
     lost_records: list[str] = field(default_factory=list)
     """Records of the index that are damaged in both copies."""
 
@@ -63,16 +65,22 @@ def scrub(store: Store) -> Generator[Scrubbed, None, Scrubbed]:
 def _scrub_index(store: Store, found: Scrubbed) -> Iterator[Scrubbed]:
     database = store.database
     for table in Table:
-        keys = database.keys_of_both(table)
+        keys = database.keys(table)
         for start in range(0, len(keys), STEP_RECORDS):
             for key in keys[start : start + STEP_RECORDS]:
-                if not database.faults(table, key):
+                if not database.fault(table, key):
                     continue
-                if database.heal(table, key):
+                try:
+                    # What is had from the mirror goes back with the next commit.
+                    database.get(table, key)
                     found.healed_records += 1
-                else:
+                except StoreDamagedError:
                     found.lost_records.append(f"{table} {key.hex()}")
             yield found
+    if database.mirror_fault():
+        database.remake_mirror()
+        found.is_mirror_remade = True
+    yield found
 
 
 def _scrub_segment(

@@ -52,7 +52,7 @@ from kaifs.store.differing import differing
 from kaifs.store.payload import split_ids
 from kaifs.store.registry import NO_ROOT, check_agent_name, check_snapshot_name
 from kaifs.store.roots import Root
-from kaifs.store.store import Store
+from kaifs.store.store import COUNTERS_KEY, Store
 from kaifs.tree.btree import BTree
 
 INVARIANTS: Final = {
@@ -161,7 +161,6 @@ class _Check:
         is_readable = True
         database = self._store.database
         decoders: dict[Table, Callable[[bytes], object]] = {
-            Table.META: COUNTERS.decode,
             Table.NODES: partial(decode_node, NodeId(0)),
             Table.BLOCKS: BLOCK.decode,
             Table.SEGMENTS: SEGMENT.decode,
@@ -177,20 +176,22 @@ class _Check:
             start = b""
             while found := database.scan(table, start, STEP):
                 for key in found:
-                    for fault in database.faults(table, key):
-                        self._find(2, f"{table} {key.hex()}", fault)
+                    if fault := database.fault(table, key):
+                        self._find(2, f"{table} {key.hex()}", f"main copy: {fault}")
                     try:
                         record = database.get(table, key)
                         if record is not None and decode is not None:
                             decode(record)
+                        elif record is not None and (table, key) == (Table.META, COUNTERS_KEY):
+                            COUNTERS.decode(record)
                     except StoreDamagedError as error:
                         is_readable = False
                         self._find(2, f"{table} {key.hex()}", error.subject)
                     self._checked += 1
                 start = found[-1] + b"\0"
                 yield self._checked
-            for fault in database.faults_in_counts(table):
-                self._find(2, str(table), fault)
+        if fault := database.mirror_fault():
+            self._find(2, "mirror", fault)
         return is_readable
 
     # --- payload -----------------------------------------------------------------------

@@ -132,18 +132,25 @@ class _Round:
             Table.SNAPSHOTS: SNAPSHOT.decode,
             Table.QUARANTINE: QUARANTINE.decode,
         }
+        lost: dict[Table, dict[bytes, bytes | None]] = {}
         for table in Table:
-            for key in database.keys_of_both(table):
+            for key in database.keys(table):
                 what = f"{table} {key.hex()}"
-                if database.faults(table, key) and database.heal(table, key):
-                    self._note(f"{what}: healed from the other copy of the index")
+                fault = database.fault(table, key)
                 try:
                     record = database.get(table, key)
                     if record is not None and table in decoders:
                         decoders[table](record)
+                    if fault:
+                        self._note(f"{what}: healed from the mirror")
                 except StoreDamagedError as error:
-                    database.write({table: {key: None}})
+                    lost.setdefault(table, {})[key] = None
                     self._note(f"{what}: removed, {error.subject}")
+        # With it goes what was had from the mirror.
+        database.write(lost)
+        if database.mirror_fault():
+            database.remake_mirror()
+            self._note("mirror of the index: written anew")
         # What is in memory was read before.
         self._store.abandon()
 

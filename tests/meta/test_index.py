@@ -1,16 +1,16 @@
 """The index in two copies: what is lost in one is had from the other, and put right."""
 
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kaifs.base.errors import StoreDamagedError
+from kaifs.base.errors import NoSpaceError, StoreDamagedError
 from kaifs.meta.database import Database, Table
-from kaifs.meta.index import CLOSED_NAME, COUNTERS_KEY, INDEX_FILE, MIRROR_FOLDER, Index
+from kaifs.meta.index import CLOSED_NAME, INDEX_FILE, MIRROR_FILE, RETRY_COMMITS, Index
+from kaifs.meta.mirror import Mirror
 
 MAP = 1 << 20
 
@@ -19,14 +19,14 @@ MAP = 1 << 20
 def index(tmp_path: Path) -> Iterator[Index]:
     """An index with one record."""
     index = Index(tmp_path, map_size=MAP, create=True)
-    index.write({Table.META: {COUNTERS_KEY: b"1"}, Table.NODES: {b"k": b"a value to be found"}})
+    index.write({Table.NODES: {b"k": b"a value to be found"}})
     yield index
     index.close()
 
 
 def files(folder: Path) -> tuple[Path, Path]:
     """Return the file of the main copy and of the mirror."""
-    return folder / INDEX_FILE, folder / MIRROR_FOLDER / INDEX_FILE
+    return folder / INDEX_FILE, folder / MIRROR_FILE
 
 
 def flip(path: Path, needle: bytes) -> None:
@@ -37,6 +37,14 @@ def flip(path: Path, needle: bytes) -> None:
         file.write(bytes([raw[raw.rindex(needle)] ^ 1]))
 
 
+def spoil(path: Path) -> None:
+    """Change a bit of the last thing that a file says."""
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    with path.open("r+b") as file:
+        file.write(raw)
+
+
 def value(index: Index) -> bytes | None:
     return index.get(Table.NODES, b"k")
 
@@ -45,10 +53,12 @@ def test_both_copies_have_every_record(index: Index, tmp_path: Path) -> None:
     index.write({Table.NODES: {b"l": b"w", b"k": None}})
     index.close()
 
-    for folder in (tmp_path, tmp_path / MIRROR_FOLDER):
-        copy = Database(folder, map_size=MAP)
-        assert (copy.get(Table.NODES, b"l"), copy.get(Table.NODES, b"k")) == (b"w", None)
-        copy.close()
+    main, mirror = Database(tmp_path, map_size=MAP), Mirror(tmp_path / MIRROR_FILE)
+    assert (main.get(Table.NODES, b"l"), main.get(Table.NODES, b"k")) == (b"w", None)
+    assert (mirror.find(Table.NODES, b"l"), mirror.find(Table.NODES, b"k")) == (b"w", None)
+    assert mirror.records(Table.NODES) == {b"l": b"w"}
+    main.close()
+    mirror.close()
 
 
 def test_a_record_damaged_in_one_copy_is_read_from_the_other(index: Index, tmp_path: Path) -> None:
@@ -64,8 +74,8 @@ def test_a_record_that_was_had_from_the_mirror_is_put_right_by_the_next_commit(
     flip(main, b"a value to be found")
     assert value(index) is not None
 
-    index.write({Table.META: {COUNTERS_KEY: b"2"}})
-    flip(mirror, b"a value to be found")
+    index.write({Table.BLOCKS: {b"other": b""}})
+    spoil(mirror)
 
     assert value(index) == b"a value to be found"
 
@@ -82,15 +92,19 @@ def test_what_a_commit_says_of_a_damaged_record_comes_before_what_the_mirror_had
 
 
 def test_a_record_damaged_in_both_copies_is_damage(index: Index, tmp_path: Path) -> None:
-    for copy in files(tmp_path):
-        flip(copy, b"a value to be found")
+    main, mirror = files(tmp_path)
+    flip(main, b"a value to be found")
+    spoil(mirror)
 
-    with pytest.raises(StoreDamagedError, match="nodes"):
-        value(index)
+    for _ in range(2):
+        with pytest.raises(StoreDamagedError, match="nodes"):
+            value(index)
+    index.write({Table.NODES: {b"k": b"written again"}})
+    assert value(index) == b"written again"
 
 
 @pytest.mark.parametrize("number", [0, 1], ids=["main", "mirror"])
-@pytest.mark.parametrize("where", [0, 20, 4096 + 30, 2 * 4096 + 3, -2000])
+@pytest.mark.parametrize("where", [0, 20, 60, 90, -40, -1])
 def test_a_copy_that_has_changed_since_it_was_closed_is_replaced_before_it_is_opened(
     index: Index, tmp_path: Path, number: int, where: int
 ) -> None:
@@ -126,15 +140,6 @@ def test_a_copy_that_is_missing_is_made_anew(
     assert all(copy.exists() for copy in files(tmp_path))
 
 
-def test_a_mirror_folder_that_is_missing_is_made_anew(index: Index, tmp_path: Path) -> None:
-    index.close()
-    shutil.rmtree(tmp_path / MIRROR_FOLDER)
-
-    Index(tmp_path, map_size=MAP).close()
-
-    assert all(copy.exists() for copy in files(tmp_path))
-
-
 def test_a_main_copy_that_lmdb_refuses_is_replaced(index: Index, tmp_path: Path) -> None:
     """A process that was killed has left no note of what its files were."""
     index.close()
@@ -150,12 +155,12 @@ def test_a_main_copy_that_lmdb_refuses_is_replaced(index: Index, tmp_path: Path)
 def test_a_mirror_that_a_killed_process_left_behind_is_caught_up(tmp_path: Path) -> None:
     """Between the two writes of a commit the main copy alone has it: it counts."""
     index = Index(tmp_path, map_size=MAP, create=True)
-    index.write({Table.META: {COUNTERS_KEY: b"1"}, Table.NODES: {b"k": b"old"}})
-    behind = (tmp_path / MIRROR_FOLDER / INDEX_FILE).read_bytes()
-    index.write({Table.META: {COUNTERS_KEY: b"2"}, Table.NODES: {b"k": b"new"}})
+    index.write({Table.NODES: {b"k": b"old"}})
+    behind = (tmp_path / MIRROR_FILE).read_bytes()
+    index.write({Table.NODES: {b"k": b"new"}})
     index.close()
     (tmp_path / CLOSED_NAME).unlink()
-    (tmp_path / MIRROR_FOLDER / INDEX_FILE).write_bytes(behind)
+    (tmp_path / MIRROR_FILE).write_bytes(behind)
 
     again = Index(tmp_path, map_size=MAP)
     assert value(again) == b"new"
@@ -163,6 +168,47 @@ def test_a_mirror_that_a_killed_process_left_behind_is_caught_up(tmp_path: Path)
 
     assert value(again) == b"new"
     again.close()
+
+
+@pytest.mark.parametrize("lost", [1, 40, 60])
+@pytest.mark.parametrize("way", ["cut", "torn"])
+def test_a_commit_that_was_cut_off_in_the_mirror_is_written_again(
+    tmp_path: Path, lost: int, way: str
+) -> None:
+    """Power loss may leave a part of what was appended, or other bytes in its place."""
+    index = Index(tmp_path, map_size=MAP, create=True)
+    index.write({Table.NODES: {b"k": b"old"}})
+    index.write({Table.NODES: {b"k": b"new"}})
+    index.close()
+    (tmp_path / CLOSED_NAME).unlink()
+    raw = (tmp_path / MIRROR_FILE).read_bytes()
+    filling = bytes(lost) if way == "torn" else b""
+    (tmp_path / MIRROR_FILE).write_bytes(raw[:-lost] + filling)
+
+    again = Index(tmp_path, map_size=MAP)
+
+    assert again.mirror_fault() == ""
+    flip(tmp_path / INDEX_FILE, b"new")
+    assert value(again) == b"new"
+    again.close()
+
+
+def test_a_mirror_that_has_grown_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kaifs.meta.index.SLACK", 2000)
+    index = Index(tmp_path, map_size=MAP, create=True)
+    largest = 0
+    for number in range(60):
+        index.write({Table.NODES: {b"k%d" % (number % 3): os.urandom(300)}})
+        largest = max(largest, (tmp_path / MIRROR_FILE).stat().st_size)
+    last = {key: index.get(Table.NODES, key) for key in index.keys(Table.NODES)}
+    index.close()
+
+    assert 3500 < largest < 8000
+    mirror = Mirror(tmp_path / MIRROR_FILE)
+    assert mirror.records(Table.NODES) == last
+    mirror.close()
 
 
 def test_the_note_goes_before_the_first_change(index: Index, tmp_path: Path) -> None:
@@ -173,7 +219,7 @@ def test_the_note_goes_before_the_first_change(index: Index, tmp_path: Path) -> 
     again = Index(tmp_path, map_size=MAP)
     assert value(again) is not None
     assert (tmp_path / CLOSED_NAME).exists()
-    again.write({Table.META: {COUNTERS_KEY: b"2"}})
+    again.write({Table.BLOCKS: {b"other": b""}})
 
     assert not (tmp_path / CLOSED_NAME).exists()
     again.close()
@@ -195,17 +241,34 @@ def test_a_mirror_that_cannot_be_written_is_not_read_any_more(
 ) -> None:
     """It would say what was; the next opening makes it anew."""
 
-    def refuse(changes: object) -> None:
+    def refuse(*_: object) -> None:
         raise StoreDamagedError("no")
 
-    monkeypatch.setattr(index._mirror, "write", refuse)
-    index.write({Table.META: {COUNTERS_KEY: b"2"}, Table.NODES: {b"k": b"newer"}})
+    monkeypatch.setattr(Mirror, "append", refuse)
+    index.write({Table.NODES: {b"k": b"newer"}})
     monkeypatch.undo()
-    index.write({Table.META: {COUNTERS_KEY: b"3"}})
+    index.write({Table.BLOCKS: {b"other": b""}})
     flip(tmp_path / INDEX_FILE, b"newer")
-
     with pytest.raises(StoreDamagedError):
         value(index)
+
+
+def test_a_mirror_that_could_not_be_written_is_made_anew_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NoSpaceError("no room")
+
+    index = Index(tmp_path, map_size=MAP, create=True)
+    with monkeypatch.context() as full:
+        full.setattr(Mirror, "append", refuse)
+        index.write({Table.NODES: {b"k": b"newer"}})
+    for _ in range(RETRY_COMMITS):
+        index.write({Table.BLOCKS: {b"other": b""}})
+
+    flip(tmp_path / INDEX_FILE, b"newer")
+    assert value(index) == b"newer"
+    index.close()
 
 
 def test_reads_that_need_the_mirror_wait_for_a_commit_that_is_under_way(
@@ -219,7 +282,7 @@ def test_reads_that_need_the_mirror_wait_for_a_commit_that_is_under_way(
         number = 1
         while not stop.is_set():
             number += 1
-            index.write({Table.META: {COUNTERS_KEY: b"%d" % number}})
+            index.write({Table.BLOCKS: {b"other": b"%d" % number}})
 
     writer = threading.Thread(target=commit)
     writer.start()
@@ -231,31 +294,27 @@ def test_reads_that_need_the_mirror_wait_for_a_commit_that_is_under_way(
         writer.join()
 
 
-def test_what_is_wrong_in_one_copy_is_told_and_healed(index: Index, tmp_path: Path) -> None:
+def test_what_is_wrong_in_one_copy_is_told(index: Index, tmp_path: Path) -> None:
     main, mirror = files(tmp_path)
+    assert (index.fault(Table.NODES, b"k"), index.mirror_fault()) == ("", "")
     flip(main, b"a value to be found")
-    assert "main copy" in index.faults(Table.NODES, b"k")[0]
+    assert "nodes" in index.fault(Table.NODES, b"k")
 
-    assert index.heal(Table.NODES, b"k")
-    assert index.faults(Table.NODES, b"k") == []
-    flip(mirror, b"a value to be found")
-    assert "mirror" in index.faults(Table.NODES, b"k")[0]
-    assert index.heal(Table.NODES, b"k")
+    spoil(mirror)
+    assert "damaged at" in index.mirror_fault()
 
-    assert index.faults(Table.NODES, b"k") == []
-
-
-def test_what_is_damaged_in_both_copies_cannot_be_healed(index: Index, tmp_path: Path) -> None:
-    for copy in files(tmp_path):
-        flip(copy, b"a value to be found")
-
-    assert not index.heal(Table.NODES, b"k")
-    assert len(index.faults(Table.NODES, b"k")) == 2
+    index.write({Table.NODES: {b"k": b"again"}})
+    index.remake_mirror()
+    assert (index.fault(Table.NODES, b"k"), index.mirror_fault()) == ("", "")
 
 
-def test_copies_that_differ_are_told(index: Index) -> None:
-    """A key that was damaged is no record with a wrong checksum: it is another key."""
-    index._mirror.write({Table.NODES: {b"k": b"other", b"l": b"more"}})
+def test_of_what_the_main_copy_has_lost_a_new_mirror_has_the_rest(
+    index: Index, tmp_path: Path
+) -> None:
+    index.write({Table.NODES: {b"l": b"sound"}})
+    flip(tmp_path / INDEX_FILE, b"a value to be found")
 
-    assert index.faults(Table.NODES, b"k") == ["main copy and mirror differ"]
-    assert index.faults_in_counts(Table.NODES) == ["1 records in the main copy, 2 in the mirror"]
+    index.remake_mirror()
+
+    assert index.copies(Table.NODES, b"l") == [b"sound", b"sound"]
+    assert index.copies(Table.NODES, b"k") == []

@@ -2,6 +2,7 @@
 
 import msgspec
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +11,9 @@ from kaifs.base.types import Generation, NodeId
 from kaifs.meta.node import (
     MAX_BYTES,
     MAX_KEYS,
+    RAW_MAX,
+    RECORD_MAX,
+    ZSTD_MAGIC,
     Branch,
     Leaf,
     decode_node,
@@ -102,3 +106,43 @@ def test_memory_grows_with_keys_and_bytes() -> None:
 
     assert Leaf(NodeId(1), G7, [b"a", b"b"], [b"", b""]).memory > small.memory + 1
     assert Leaf(NodeId(1), G7, [b"a"], [bytes(1000)]).memory == small.memory + 1000
+
+
+# --- compression -----------------------------------------------------------------------------
+
+
+def long_leaf() -> Leaf:
+    keys = [b"key %05d" % number for number in range(100)]
+    return Leaf(NodeId(7), Generation(3), keys, [b"value of " + key for key in keys])
+
+
+def test_a_long_node_is_compressed_and_comes_back_as_it_was() -> None:
+    leaf = long_leaf()
+
+    record = encode_node(leaf)
+
+    assert record[:4] == ZSTD_MAGIC
+    assert len(record) < leaf.weight / 2
+    back = decode_node(NodeId(7), record)
+    assert isinstance(back, Leaf)
+    assert (back.keys, back.values, back.generation) == (leaf.keys, leaf.values, 3)
+
+
+def test_a_short_node_is_stored_as_it_is() -> None:
+    record = encode_node(Leaf(NodeId(7), Generation(3), [b"k"], [b"v"]))
+
+    assert len(record) < RAW_MAX
+    assert record[0] == 0x94
+
+
+@pytest.mark.parametrize("cut", [4, 9, 60, -1])
+def test_a_frame_that_is_cut_off_is_damage(cut: int) -> None:
+    with pytest.raises(StoreDamagedError, match="node 7"):
+        decode_node(NodeId(7), encode_node(long_leaf())[:cut])
+
+
+def test_a_frame_that_asks_for_much_memory_is_damage() -> None:
+    bomb = zstandard.ZstdCompressor().compress(bytes(RECORD_MAX + 1))
+
+    with pytest.raises(StoreDamagedError, match="size"):
+        decode_node(NodeId(7), bomb)

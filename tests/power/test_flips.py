@@ -18,6 +18,7 @@ import pytest
 from kaifs.base.errors import KaifsError
 from kaifs.blocks.segments import RECORD_HEADER_SIZE, SEGMENT_HEADER_SIZE, segment_name
 from kaifs.meta.database import Table
+from kaifs.meta.index import INDEX_FILE, MIRROR_FILE
 from kaifs.meta.records import BLOCK
 from kaifs.store.store import INDEX_FOLDER, SEGMENT_FOLDER, Store, StoreOptions
 from kaifs.tree.forest import Forest
@@ -93,7 +94,7 @@ def places(store: Path) -> list[Path]:
     """Return the files whose bytes may flip."""
     index = store / INDEX_FOLDER
     segments = sorted((store / SEGMENT_FOLDER).iterdir())
-    return [*segments, index / "data.mdb", index / "mirror" / "data.mdb"]
+    return [*segments, index / INDEX_FILE, index / MIRROR_FILE]
 
 
 @pytest.mark.slow
@@ -112,7 +113,7 @@ def test_a_flipped_byte_is_found_where_it_counts_and_hides_nothing_else(
         noise = random.Random(seed)
         path = noise.choice(places(store_path))
         offset, bit = noise.randrange(path.stat().st_size), 1 << noise.randrange(8)
-        counts = path.suffix == ".mdb" or any(
+        counts = path.parent.name == INDEX_FOLDER or any(
             start <= offset < stop for start, stop in live[path.name]
         )
         touched += counts
@@ -125,7 +126,7 @@ def test_a_flipped_byte_is_found_where_it_counts_and_hides_nothing_else(
             findings, found = check(store), read_all(store)
         finally:
             store.close(commit=False)
-        if path.suffix == ".mdb":
+        if path.parent.name == INDEX_FOLDER:
             was_healed = any(record.message == "index_replaced" for record in caplog.records)
             if findings or found != whole or not was_healed:
                 failures.append(f"{where}: {findings} {sorted(found.damaged)}")

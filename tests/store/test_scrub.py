@@ -10,6 +10,7 @@ import pytest
 from kaifs.base.types import BlockId
 from kaifs.blocks.segments import RECORD_HEADER_SIZE, segment_name
 from kaifs.meta.database import Table
+from kaifs.meta.index import MIRROR_FILE
 from kaifs.store.scrub import Scrubbed, scrub
 from kaifs.store.store import INDEX_FOLDER, SEGMENT_FOLDER, Store, StoreOptions
 from tests.tree.grove import Grove, exhaust, planted
@@ -110,7 +111,21 @@ def test_a_record_that_one_copy_of_the_index_has_is_healed(grove: Grove) -> None
     found = run(grove.store)
 
     assert (found.healed_records, found.lost_records) == (1, [])
-    assert grove.store.database.faults(Table.AGENTS, b"a") == []
+    grove.put(b"f", b"something to commit")
+    grove.store.commit()
+    assert grove.store.database.fault(Table.AGENTS, b"a") == ""
+
+
+def test_a_damaged_mirror_is_written_anew(grove: Grove) -> None:
+    path = grove.path / INDEX_FOLDER / MIRROR_FILE
+    with path.open("r+b") as file:
+        file.seek(-5, 2)
+        file.write(b"?")
+
+    found = run(grove.store)
+
+    assert found.is_mirror_remade
+    assert not run(grove.store).is_mirror_remade
 
 
 def test_others_may_write_while_it_runs(grove: Grove) -> None:
