@@ -116,8 +116,10 @@ class Exclusive(msgspec.Struct, frozen=True, array_like=True, tag="exclusive"):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The verb needs this done before it goes on. It may run on any thread: it takes long and
-    touches nothing that the verb or anybody else changes meanwhile."""
+    """The verb needs this done before it goes on.
+
+    It may run on any thread: it takes long, and touches nothing that anybody changes meanwhile.
+    """
 
     run: Callable[[], None]
 
