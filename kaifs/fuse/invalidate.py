@@ -21,7 +21,13 @@ from kaifs.base.types import TOP_INO, KernelNode, kernel_node
 from kaifs.linux.processes import NOTIFYING, set_process_name
 from kaifs.store.changes import Change, HeadSwitched, VersionQuarantined
 from kaifs.views.namespace import Namespace
-from kaifs.views.stale import StaleName, stale_names
+from kaifs.views.stale import (
+    StaleName,
+    quarantined_roots,
+    stale_names,
+    switched_names,
+    virtual_folders,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +62,18 @@ class _Reached:
     report: Callable[[], object]
 
 
+class Record(Protocol):
+    """Remembers, also beyond the death of this process, whether everything has been told."""
+
+    def begin(self) -> None:
+        """Count something that is to be told. For the thread that changes things."""
+        ...
+
+    def end(self) -> None:
+        """Count something that has been told. For the thread that tells."""
+        ...
+
+
 class Invalidator:
     """One mount's invalidations, in order, by a thread of its own.
 
@@ -63,9 +81,12 @@ class Invalidator:
     still answered: an invalidation that is under way may need one.
     """
 
-    def __init__(self, namespace: Namespace, notifier: Notifier) -> None:
+    def __init__(
+        self, namespace: Namespace, notifier: Notifier, record: Record | None = None
+    ) -> None:
         self._namespace = namespace
         self._notifier = notifier
+        self._record = record
         self._queue: queue.SimpleQueue[StaleName | _StaleNode | _Reached | None] = (
             queue.SimpleQueue()
         )
@@ -91,13 +112,34 @@ class Invalidator:
     def _switch(self, change: HeadSwitched) -> None:
         """Let the kernel see another tree in the same folder, from one moment to the next."""
         top = self._namespace.shown_node(kernel_node(change.new, TOP_INO))
+        self._begin()
         with _forgiving():
             self._notifier.expire_names()
         # A directory has no dirty pages and no page that waits for a reply, so this one does
         # not block. It comes again behind replies that are under way now.
         with _forgiving():
             self._notifier.invalidate_inode(top)
-        self._put(_StaleNode(top))
+        self._enqueue(_StaleNode(top))
+
+    def catch_up(self) -> None:
+        """Tell the kernel whatever a server that is no more may not have told it.
+
+        Does not block. What is in trees, only requests of the kernel have changed.
+        """
+        namespace = self._namespace
+        self._begin()
+        if namespace.keeps_tops:
+            with _forgiving():
+                self._notifier.expire_names()
+        else:
+            for stale in switched_names(namespace):
+                self._put(stale)
+        for folder in virtual_folders(namespace):
+            self._put(_StaleNode(folder))
+        for root in quarantined_roots(namespace):
+            for node in namespace.known_nodes(root):
+                self._put(_StaleNode(node))
+        self._enqueue(_Reached(self._end))
 
     def withdraw(self, parent: KernelNode, name: bytes, nodes: list[KernelNode]) -> None:
         """Let the kernel forget a view: its *name* with all names below, and its *nodes*' content.
@@ -112,7 +154,7 @@ class Invalidator:
         """Wait until the kernel knows of every change so far. Not from a handler."""
         reached = trio.Event()
         token = trio.lowlevel.current_trio_token()
-        self._put(_Reached(lambda: token.run_sync_soon(reached.set)))
+        self._enqueue(_Reached(lambda: token.run_sync_soon(reached.set)))
         await reached.wait()
 
     def stop(self) -> None:
@@ -122,7 +164,19 @@ class Invalidator:
             self._thread.join()
             self._thread = None
 
-    def _put(self, item: StaleName | _StaleNode | _Reached) -> None:
+    def _begin(self) -> None:
+        if self._record is not None:
+            self._record.begin()
+
+    def _end(self) -> None:
+        if self._record is not None:
+            self._record.end()
+
+    def _put(self, item: StaleName | _StaleNode) -> None:
+        self._begin()
+        self._enqueue(item)
+
+    def _enqueue(self, item: StaleName | _StaleNode | _Reached) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="invalidate", daemon=True)
             self._thread.start()
@@ -137,12 +191,13 @@ class Invalidator:
             if isinstance(item, _StaleNode):
                 with _forgiving():
                     self._notifier.invalidate_inode(item.node)
-                continue
-            with _forgiving():
-                self._notifier.invalidate_entry(item.parent, item.name)
-            # A new name has no dentry, so it is ENOENT above, but the folder's listing is old.
-            with _forgiving():
-                self._notifier.invalidate_inode(item.parent)
+            else:
+                with _forgiving():
+                    self._notifier.invalidate_entry(item.parent, item.name)
+                # A new name has no dentry, so it is ENOENT above, but the folder's listing is old.
+                with _forgiving():
+                    self._notifier.invalidate_inode(item.parent)
+            self._end()
 
 
 @contextmanager

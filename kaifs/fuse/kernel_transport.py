@@ -348,11 +348,18 @@ class KernelConnection:
             with contextlib.suppress(FileNotFoundError), named_thread(NOTIFYING):
                 self.invalidate_inode(node)
 
-        await trio.to_thread.run_sync(forget)
+        # Given up when the connection ends: it may wait for a WRITE that nobody answers then.
+        await trio.to_thread.run_sync(forget, abandon_on_cancel=True)
 
     def _discard_pages(self, node: KernelNode) -> None:
+        async def discard() -> None:
+            try:
+                await self._forget_pages(node)
+            except OSError:
+                log.exception("pages_not_discarded")
+
         assert self._nursery is not None, "requests are answered inside serve"
-        self._nursery.start_soon(self._forget_pages, node)
+        self._nursery.start_soon(discard)
 
 
 class KernelMount:
