@@ -207,8 +207,10 @@ class Segments:
             self._device.sync_names()
         return found[-1:] + sorted(new)
 
-    def tail(self, segment: SegmentId) -> Iterator[TailRecord]:
+    def tail(self, segment: SegmentId, start: int | None = None) -> Iterator[TailRecord]:
         """Yield the records of *segment* that were not committed, as far as all are whole.
+
+        They begin at *start*, or where `sizes` says.
 
         Raises:
             ChecksumMismatchError: what follows the last one is no whole record.
@@ -216,11 +218,11 @@ class Segments:
         name = segment_name(segment)
         if segment not in self.sizes:
             self.check_header(segment)
-        offset = self.sizes.get(segment, SEGMENT_HEADER_SIZE)
-        window, start = _NOTHING, offset
+        offset = self.sizes.get(segment, SEGMENT_HEADER_SIZE) if start is None else start
+        window, first = _NOTHING, offset
         unpack = _RECORD_HEADER.unpack_from
         while True:
-            place = offset - start
+            place = offset - first
             begin = place + RECORD_HEADER_SIZE
             need = RECORD_HEADER_SIZE
             if begin <= len(window):
@@ -242,7 +244,7 @@ class Segments:
                     offset = stop
                     continue
             window = memoryview(self._device.read(name, offset, max(need, _WINDOW)))
-            start = offset
+            first = offset
             if not window:
                 return
             if len(window) < need:

@@ -31,7 +31,7 @@ from kaifs.base.types import BlockId, RootId, SegmentId
 from kaifs.blocks.chunking import CHUNK_MAX
 from kaifs.blocks.compression import Compressor
 from kaifs.blocks.device import Device, FileDevice
-from kaifs.blocks.segments import Segments
+from kaifs.blocks.segments import RECORD_JOURNAL, SEGMENT_HEADER_SIZE, Segments
 from kaifs.linux.files import FileLock, LockHeld, fsync_directory
 from kaifs.meta.database import MAP_SIZE, Table
 from kaifs.meta.index import Index
@@ -102,6 +102,8 @@ class Commit:
     """Segments to delete once the batch is on disk."""
     number: int
     """Counts commits since the store was opened."""
+    sequence: int
+    """Of the first journal record after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,8 @@ class Store(Registry):
             options.block_cache,
         )
         self._recover()
+        self._committed = dict(self.segments.sizes), self.sequence
+        """Where the tail of the last epoch begins: sizes of segments, number of the first record."""
         if options.journal:
             self._start_journal()
 
@@ -458,6 +462,30 @@ class Store(Registry):
             self.payload.append_journal(self.sequence, record)
         self.sequence += 1
 
+    def check_tail(self) -> None:
+        """Check that the segments lead from the last epoch to what was flushed since. Reads the tail.
+
+        Raises:
+            ChecksumMismatchError: a record cannot be read.
+            StoreDamagedError: one is missing, or a segment is not what it was.
+            FormatError: likewise.
+        """
+        sizes, expected = self._committed
+        for segment in sorted(self.segments.sizes):
+            if self.segments.sizes[segment] == sizes.get(segment):
+                continue
+            stop = 0
+            for found in self.segments.tail(segment, sizes.get(segment, SEGMENT_HEADER_SIZE)):
+                stop = found.stop
+                if found.kind == RECORD_JOURNAL:
+                    if found.number != expected:
+                        raise StoreDamagedError(f"segment {segment}: record {expected} is missing")
+                    expected += 1
+            if stop != self.segments.sizes[segment]:
+                raise StoreDamagedError(f"segment {segment}: ends at {stop}")
+        if expected != self.sequence:
+            raise StoreDamagedError(f"journal ends before record {expected}")
+
     # --- a full disk -------------------------------------------------------------------
 
     def check_room(self) -> None:
@@ -544,7 +572,8 @@ class Store(Registry):
             self.pending.delete(Table.SEGMENTS, segment.to_bytes(8, "big"))
         counters = self._counters(self.epoch + 1)
         self.pending.put(Table.META, COUNTERS_KEY, COUNTERS.encode(counters))
-        return Commit(segments - set(doomed), sizes, self.pending.take(), doomed, number)
+        batch = self.pending.take()
+        return Commit(segments - set(doomed), sizes, batch, doomed, number, self.sequence)
 
     def write_commit(self, commit: Commit) -> None:
         """Put an epoch on disk. Blocks for the disk; any thread may call it.
@@ -568,6 +597,7 @@ class Store(Registry):
         self.pending.written()
         self.epoch += 1
         self.saved = commit.number
+        self._committed = commit.sizes, commit.sequence
         if self.journal is not None:
             self.journal.release(is_durable=True)
         self.segments.forget_unsynced(commit.segments, commit.sizes)

@@ -77,6 +77,7 @@ INVARIANTS: Final = {
     19: "names and labels are valid, and no two labels differ in build metadata only",
     20: "a version in quarantine has its label alone, and its tree is set aside with it",
     21: "what is remembered of a verification is of a version that is there",
+    22: "the journal leads from the last epoch to everything that was flushed since",
 }
 
 STEP: Final = 1000
@@ -147,6 +148,7 @@ class _Check:
         # No step between the two: live bytes must be those of the same blocks.
         self._check_blocks_and_digests()
         self._check_segments()
+        self._check_tail()
         yield self._checked
         self._check_registry()
         if not any(finding.number == 1 for finding in self._findings):
@@ -247,6 +249,12 @@ class _Check:
                 self._find(15, f"segment {segment} of {size} bytes", text)
             if segment >= store.next_segment:
                 self._find(1, f"segment {segment}", "the counter of segments is behind it")
+
+    def _check_tail(self) -> None:
+        try:
+            self._store.check_tail()
+        except (ChecksumMismatchError, StoreDamagedError, FormatError) as error:
+            self._find(22, "journal", error.subject)
 
     # --- registry ----------------------------------------------------------------------
 

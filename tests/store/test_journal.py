@@ -19,6 +19,7 @@ from kaifs.store import replay
 from kaifs.store.gc import collect_now
 from kaifs.store.journal import SEQUENCE_STEP
 from kaifs.store.store import SEGMENT_FOLDER, Store, StoreOptions
+from kaifs.tree.fsck import check
 from kaifs.tree.tree import Tree
 from tests.tree.grove import DIRECTORY, FILE, Grove, listing
 
@@ -787,3 +788,46 @@ def test_kinds_of_roots_survive(grove: Grove) -> None:
         name: getattr(ours, name) for name in fields
     }
     other.store.close()
+
+
+# --- fsck -------------------------------------------------------------------------------------
+
+
+def test_fsck_reads_the_journal_that_a_crash_would_need(grove: Grove) -> None:
+    grove.put(b"f", b"1" * 700)
+    grove.store.flush_journal()
+    grove.put(b"g", b"2")
+    grove.store.flush_journal()
+    grove.check()
+    segment = last_segment(grove.path)
+    raw = bytearray(segment.read_bytes())
+    raw[found_records(grove.path)[-1] + 50] ^= 1
+    segment.write_bytes(raw)
+
+    findings = check(grove.store)
+
+    assert [finding.number for finding in findings] == [22]
+    # With the next epoch nothing needs it any more.
+    grove.store.commit()
+    grove.check()
+
+
+@pytest.mark.parametrize("size", [-1, -100])
+def test_fsck_finds_that_the_journal_is_shorter_than_it_was(grove: Grove, size: int) -> None:
+    grove.put(b"f", b"1")
+    grove.store.flush_journal()
+    segment = last_segment(grove.path)
+    os.truncate(segment, segment.stat().st_size + size)
+
+    assert [finding.number for finding in check(grove.store)] == [22]
+
+
+def test_fsck_finds_a_record_that_is_missing(grove: Grove) -> None:
+    grove = small_segments(grove)
+    grove.put(b"f", b"1")
+    grove.store.flush_journal()
+    grove.store.sequence += 1
+    grove.put(b"g", b"1")
+    grove.store.flush_journal()
+
+    assert [finding.number for finding in check(grove.store)] == [22]
