@@ -69,6 +69,41 @@ def stale_names(namespace: Namespace, change: Change) -> list[StaleName]:
             return [StaleName(namespace.shown_node(folder), CURRENT)]
 
 
+def virtual_folders(namespace: Namespace) -> list[KernelNode]:
+    """Return the folders of a mount whose listings changes of the registry can make wrong."""
+    if namespace.scope.view:
+        return [ROOT_NODE]
+    kinds = (Kind.AGENT, Kind.VERSIONS, Kind.SNAPSHOTS, Kind.META, Kind.QUARANTINE, Kind.CURRENT)
+    found = [] if namespace.scope.agent else [ROOT_NODE]
+    for agent in namespace.forest.store.agents():
+        if namespace.scope.agent in ("", agent.name):
+            nodes = (virtual_node(kind, agent.agent_id) for kind in kinds)
+            found += [namespace.shown_node(node) for node in nodes]
+    return found
+
+
+def switched_names(namespace: Namespace) -> list[StaleName]:
+    """Return the names that a switch can make wrong where the kernel cannot expire all names."""
+    if namespace.scope.view:
+        return []
+    folders = (
+        virtual_node(Kind.AGENT, agent.agent_id)
+        for agent in namespace.forest.store.agents()
+        if namespace.scope.agent in ("", agent.name)
+    )
+    return [StaleName(namespace.shown_node(folder), CURRENT) for folder in folders]
+
+
+def quarantined_roots(namespace: Namespace) -> list[RootId]:
+    """Return the roots of which nothing must be read any more."""
+    store = namespace.forest.store
+    return [
+        RootId(record.root)
+        for agent in store.agents()
+        for record in store.quarantined(agent.agent_id)
+    ]
+
+
 def _inside_switched_view(namespace: Namespace, change: HeadSwitched) -> list[StaleName]:
     """Return all names in the top directory of a mount whose root is the switched view itself.
 
