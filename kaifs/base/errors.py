@@ -408,6 +408,15 @@ class SuiteRunError(KaifsError):
     hint = "run them again"
 
 
+class RestartError(KaifsError):
+    """The mount cannot go on in another process now; it goes on in this one."""
+
+    code = "E145"
+    message = "Restart not possible"
+    errno = errno.EBUSY
+    hint = "unmount, and mount again"
+
+
 # --- of versions: signatures and keys ---------------------------------------------------------
 
 

@@ -31,6 +31,7 @@ VERBS: Final = {
     "export": "write a tree to a directory or a tar stream",
     "mount": "mount a store",
     "umount": "unmount, when all is on disk",
+    "restart": "let a new process go on with a mount, as for an upgrade",
     "status": "show store, daemon, mounts and space",
     "list": "list agents, or the versions of one",
     "log": "show the history of an agent, or of a path in it",

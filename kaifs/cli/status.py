@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
             "Mount",
             f"{mount['mountpoint']} ({mount['transport']}: {mount['reason']}{agent}{options})",
         )
+        survives = "survives" if mount["survives"] else "does not survive"
+        _line("", f"{survives} the death of its server: {mount['survivesReason']}")
     space = found.space
     _line(
         "Space",
@@ -83,6 +85,8 @@ def _daemon(info: DaemonInfo | None) -> tuple[dict[str, Any] | None, list[dict[s
             "reason": mount.reason,
             "agent": mount.agent,
             "options": mount.options,
+            "survives": mount.survives,
+            "survivesReason": mount.survives_reason,
         }
         for mount in info.mounts
     ]

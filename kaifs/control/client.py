@@ -20,6 +20,7 @@ from kaifs.control.messages import (
     ATTACH,
     HOLD,
     PASSED,
+    RESTART,
     SHUTDOWN,
     AttachParams,
     Failure,
@@ -27,6 +28,8 @@ from kaifs.control.messages import (
     HoldParams,
     MessageError,
     Request,
+    RestartParams,
+    RestartResult,
     Result,
     ShutdownParams,
     ShutdownResult,
@@ -51,14 +54,19 @@ def find_daemon(store_path: Path) -> DaemonInfo | None:
     What a daemon that was killed left behind is recognised and ignored.
     """
     info = read_info(store_path)
-    if info is None:
-        return None
-    try:
-        connection = connect_to(socket_path(store_path), _CONNECT_TIMEOUT_S)
-    except OSError:
-        return None
-    with connection:
-        return info if peer_of(connection).pid == info.pid else None
+    while info is not None:
+        try:
+            connection = connect_to(socket_path(store_path), _CONNECT_TIMEOUT_S)
+        except OSError:
+            return None
+        with connection:
+            # Who listens: a supervisor does so for its servers.
+            if peer_of(connection).pid in (info.pid, info.supervisor_pid):
+                return info
+        before, info = info, read_info(store_path)
+        if info == before:
+            return None
+    return None
 
 
 def call(
@@ -100,6 +108,19 @@ def shutdown(store_path: Path, *, lazy: bool, held: bool = True) -> ShutdownResu
     with _connect(store_path) as connection:
         payload = _Exchange(connection).run(SHUTDOWN, ShutdownParams(lazy=lazy, held=held))
     result: ShutdownResult = _decoded(payload, ShutdownResult)
+    return result
+
+
+def request_restart(store_path: Path) -> RestartResult:
+    """Have the daemon of the store give way to another process, which is about to begin on return.
+
+    Raises:
+        RestartError: It cannot, and goes on.
+        KaifsError: As `call`.
+    """
+    with _connect(store_path) as connection:
+        payload = _Exchange(connection).run(RESTART, RestartParams())
+    result: RestartResult = _decoded(payload, RestartResult)
     return result
 
 

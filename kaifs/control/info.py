@@ -29,23 +29,43 @@ class MountInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     options: str
     minor: int = 0
     """Of the mount's device number: names its connection in fusectl."""
+    survives: bool = False
+    """Whether it goes on if the process that serves it dies."""
+    survives_reason: str = ""
+    """Why it does or does not; for people."""
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The daemon of one store, as it describes itself."""
 
     pid: int
+    """Of the process that serves requests."""
     supervisor_pid: int
+    """Of the process that replaces it if it dies; the same as `pid` if none does."""
     started_ticks: int
     """Start of the process in clock ticks after boot; with the pid it names one process."""
     started_ns: int
     """When it began to serve, in nanoseconds since 1970."""
     mounts: list[MountInfo]
+    supervisor_ticks: int = 0
+    """As `started_ticks`, of the supervisor."""
 
     @property
     def process(self) -> ProcessId:
         """The process that this describes, ended or not."""
         return ProcessId(self.pid, self.started_ticks)
+
+    @property
+    def supervisor(self) -> ProcessId:
+        """The process that replaces it if it dies; itself if none does."""
+        if self.supervisor_pid == self.pid:
+            return self.process
+        return ProcessId(self.supervisor_pid, self.supervisor_ticks)
+
+    @property
+    def processes(self) -> tuple[ProcessId, ...]:
+        """All processes, first who would replace another one."""
+        return tuple(dict.fromkeys((self.supervisor, self.process)))
 
 
 def run_folder(store: Path) -> Path:
@@ -77,11 +97,11 @@ def remove_info(store: Path) -> None:
 
 
 def read_info(store: Path) -> DaemonInfo | None:
-    """Return the daemon of *store* if its process is running; it may not answer, though."""
+    """Return the daemon of *store* if it is running, or about to be replaced; it may not answer."""
     try:
         info = msgspec.json.decode(
             read_file(run_folder(store) / INFO_NAME, _INFO_MAX), type=DaemonInfo
         )
     except (OSError, msgspec.MsgspecError):
         return None
-    return info if is_running(info.process) else None
+    return info if is_running(info.process) or is_running(info.supervisor) else None

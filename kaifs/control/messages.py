@@ -74,6 +74,17 @@ class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Whether the daemon ends now; else when the last user of the mount is gone."""
 
 
+class RestartParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the daemon's own verb `restart` is told."""
+
+
+class RestartResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Another process is about to go on with the mount."""
+
+    pid: int
+    """Of the process that ends."""
+
+
 class AttachParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the daemon's own verb `attach` is told."""
 
@@ -94,6 +105,8 @@ class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
 
 SHUTDOWN: Final = "shutdown"
 """Unmount, commit, end. Like `attach` and `hold` no verb of `kaifs.service.verbs`."""
+RESTART: Final = "restart"
+"""Let another process go on with the mount, with the code that is installed now."""
 HOLD: Final = "hold"
 """Stay there: answered by `Want`, and held until the client closes the connection."""
 ATTACH: Final = "attach"

@@ -36,6 +36,7 @@ from kaifs.control.messages import (
     ATTACH,
     HOLD,
     PASSED,
+    RESTART,
     RESULT_PART,
     SHUTDOWN,
     AttachParams,
@@ -44,6 +45,8 @@ from kaifs.control.messages import (
     HoldParams,
     MessageError,
     Request,
+    RestartParams,
+    RestartResult,
     Result,
     ShutdownParams,
     ShutdownResult,
@@ -123,6 +126,8 @@ class Services:
     """Serves a snapshot by a descriptor until the event is set or its mount is gone."""
     hold: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
     """Keeps the daemon as long as what it is given lasts, or until it ends all the same."""
+    restart: Callable[[Caller], Awaitable[RestartResult]]
+    """Lets another process go on with the mount."""
 
 
 class _HungUpError(Exception):
@@ -244,6 +249,11 @@ class _Conversation:
             if not self._services.context(caller).owns_store():
                 raise AccessDeniedError("only the store's owner ends its daemon")
             return await self._services.shutdown(caller, shutdown)
+        if request.verb == RESTART:
+            decode_params(request.params, RestartParams)
+            if not self._services.context(caller).owns_store():
+                raise AccessDeniedError("only the store's owner restarts its daemon")
+            return await self._services.restart(caller)
         if request.verb == ATTACH:
             attach = decode_params(request.params, AttachParams)
             self._only_wait()

@@ -8,12 +8,14 @@ unmount by whomever, a signal and the verb `shutdown` all end there.
 import logging
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+import msgspec
 import trio
 
 from kaifs.base.errors import (
@@ -22,6 +24,7 @@ from kaifs.base.errors import (
     MountFailedError,
     NoSpaceError,
     NotMountedError,
+    RestartError,
 )
 from kaifs.base.types import RootId, split_kernel_node
 from kaifs.control import server
@@ -34,20 +37,29 @@ from kaifs.control.info import (
     socket_path,
     write_info,
 )
-from kaifs.control.messages import Failure, Result, ShutdownParams, ShutdownResult, encode
+from kaifs.control.messages import (
+    Failure,
+    RestartResult,
+    Result,
+    ShutdownParams,
+    ShutdownResult,
+    encode,
+)
 from kaifs.daemon.actions import StoreActions
 from kaifs.daemon.attachments import Attachments
 from kaifs.daemon.barrier import Barrier, Helper, prepare_mount
 from kaifs.daemon.care import Care, Means
 from kaifs.daemon.epochs import RETRY_MAX_S, Epochs
+from kaifs.daemon.handover import Kept, Line
 from kaifs.daemon.log import log_to_file
 from kaifs.daemon.options import MountOptions
+from kaifs.daemon.succession import Facts, Succession
 from kaifs.fuse import mounting
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator
-from kaifs.fuse.transports import Pace, make_transport
+from kaifs.fuse.transports import Connected, Pace, Transport, make_transport, resume_transport
 from kaifs.linux.files import write_all
-from kaifs.linux.mounts import MountEntry, MountUser, find_mount, users_of
+from kaifs.linux.mounts import MountEntry, MountUser, find_mount, mounts, users_of
 from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
 from kaifs.linux.sockets import listen_at
 from kaifs.meta.records import RootKind, RootState
@@ -87,20 +99,24 @@ class Settings:
     """Where to tell that the mount answers, or why there is none; -1: nowhere."""
     end_fd: int = -1
     """End when the other end of this pipe is closed; -1: when told."""
+    line: Line | None = None
+    """Leads to the supervisor; None: there is none."""
+    kept: Kept | None = None
+    """What a server that is no more has left: its mount goes on here. None: mount."""
 
 
-def run(settings: Settings) -> None:
-    """Serve until the mount has gone.
+def run(settings: Settings) -> bool:
+    """Serve until the mount has gone, or goes on in another process; return whether it does.
 
     Raises:
         KaifsError: It could not be mounted.
     """
     set_process_name("kaifs")
-    trio.run(_run, settings)
+    return trio.run(_run, settings)
 
 
-async def _run(settings: Settings) -> None:
-    await _Daemon(settings).run()
+async def _run(settings: Settings) -> bool:
+    return await _Daemon(settings).run()
 
 
 def tell_ready(fd: int, failure: Failure | None = None) -> None:
@@ -129,9 +145,14 @@ class _Daemon:
         self._failure: KaifsError | None = None
         self._holders = 0
         self._is_unwanted = False
+        self._closing = trio.Event()
+        """Set when nobody is to be let in at the control socket any more."""
+        self._succession = Succession(settings.line, settings.kept)
+        self._is_leaving = False
+        """Whether the mount is to go on in another process."""
 
-    async def run(self) -> None:
-        """Serve from the store's lock to its release."""
+    async def run(self) -> bool:
+        """Serve from the store's lock to its release; return whether the mount goes on."""
         settings = self._settings
         # Before the store and /dev/fuse are open: the helper must hold neither.
         self._helper = Helper()
@@ -139,16 +160,27 @@ class _Daemon:
             options = StoreOptions(zstd_level=settings.options.zstd_level, journal=True)
             if settings.options.cache_size is not None:
                 options = replace(options, node_cache=settings.options.cache_size)
-            self._store = Store.open(settings.store, options=options, wait_s=STORE_WAIT_S)
+            self._store = Store.open(
+                settings.store,
+                options=options,
+                wait_s=STORE_WAIT_S,
+                lock_fd=None if settings.kept is None else settings.kept.lock,
+            )
+            is_done = False
             try:
                 await self._serve_store()
+                is_done = not self._is_leaving
             finally:
-                remove_info(settings.store)
+                # A successor is found by what a server that failed has published.
+                if is_done or not self._succession.is_kept:
+                    remove_info(settings.store)
                 self._store.close(commit=False)
         finally:
             self._helper.close()
+        self._succession.end(again=self._is_leaving)
         if self._failure is not None:
             raise self._failure
+        return self._is_leaving
 
     async def _serve_store(self) -> None:
         settings, options = self._settings, self._settings.options
@@ -157,7 +189,9 @@ class _Daemon:
         _log_recovery(self._store.recovery)
         self._forest = Forest(self._store)
         self._epochs = Epochs(self._store, options.commit_s)
-        self._check_scope()
+        kept = settings.kept
+        if kept is None:
+            self._check_scope()
         self._namespace = Namespace(
             self._forest,
             StoreActions(self._context),
@@ -167,13 +201,21 @@ class _Daemon:
             options.uid,
             options.gid,
         )
-        self._forest.recover()
-        finish_due_backups(self._context(Caller(os.geteuid(), os.getegid())))
+        if kept is None:
+            self._forest.recover()
+            finish_due_backups(self._own_context())
+        else:
+            self._namespace.inherit()
         self._handlers = Handlers(self._namespace, self._epochs.sync, self._wait_barrier)
-        transport = options.transport if settings.mountpoint is not None else "none"
         pace = Pace(options.busypoll_us, options.latency == "auto")
-        self._transport = make_transport(transport, self._handlers, pace)
-        self._invalidator = Invalidator(self._namespace, self._transport.notifier)
+        if kept is not None:
+            self._transport = self._resumed(kept, pace)
+        else:
+            transport = options.transport if settings.mountpoint is not None else "none"
+            self._transport = make_transport(transport, self._handlers, pace)
+        self._invalidator = Invalidator(
+            self._namespace, self._transport.notifier, self._succession.unsettled
+        )
         self._attachments = Attachments(
             self._flush,
             self._epochs.sync,
@@ -188,9 +230,16 @@ class _Daemon:
             Means(self._own_context, self._flush, self._commit_change, self._changing),
         )
         self._namespace.on_damage = self._attachments.on_damage = self._care.damage_met
-        listener = listen_at(socket_path(settings.store), SOCKET_MODE)
-        if settings.mountpoint is not None:
-            self._mount(settings.mountpoint)
+        if kept is not None:
+            self._listener = socket.socket(fileno=kept.listener)
+            # Not earlier: what it changes, the kernel is told.
+            self._forest.recover(is_served=True)
+            if self._succession.unsettled.was_left:
+                self._invalidator.catch_up()
+        else:
+            self._listener = listen_at(socket_path(settings.store), SOCKET_MODE)
+            if settings.mountpoint is not None:
+                self._mount(settings.mountpoint)
         services = server.Services(
             context=self._context,
             barrier=self._flush,
@@ -199,21 +248,52 @@ class _Daemon:
             shutdown=self._shutdown_for,
             attach=self._attachments.serve,
             hold=self._hold,
+            restart=self._restart_for,
         )
         async with trio.open_nursery() as background:
             background.start_soon(self._watch_signals)
             if settings.end_fd >= 0:
                 background.start_soon(self._watch_end)
             background.start_soon(self._announce)
+            background.start_soon(self._watch_supervisor)
+            if kept is not None:
+                background.start_soon(self._finish_left)
             background.start_soon(self._epochs.run)
             background.start_soon(self._care.run)
             async with trio.open_nursery() as foreground:
-                foreground.start_soon(server.serve, listener, services, self._unmounted)
+                foreground.start_soon(self._serve_clients, services)
                 foreground.start_soon(self._serve_mount)
-            await self._finish()
+            if not self._is_leaving:
+                await self._finish()
             background.cancel_scope.cancel()
 
+    async def _serve_clients(self, services: server.Services) -> None:
+        await server.serve(self._listener, services, self._closing)
+        if self._is_leaving:
+            # While requests are still answered: what it tells the kernel may need one.
+            await trio.to_thread.run_sync(self._invalidator.stop)
+            self._transport.terminate()
+
     # --- the way up ------------------------------------------------------------------------
+
+    def _resumed(self, kept: Kept, pace: Pace) -> Transport:
+        """Return the transport that goes on with the connection of a server that is no more."""
+        mountpoint = self._settings.mountpoint
+        assert mountpoint is not None, "without a mount there is nothing to keep"
+        facts = msgspec.convert(kept.facts, Facts)
+        self._entry = _find_served(mountpoint, facts.minor)
+        connected = Connected(kept.device, facts.terms)
+        return resume_transport(self._handlers, pace, mountpoint, connected, self._store.answer)
+
+    async def _finish_left(self) -> None:
+        """Finish what the server that is no more had begun and must be finished."""
+        # Held from the start: who changes something must find it finished.
+        async with self._changing:
+            try:
+                await self._flush()
+                finish_due_backups(self._own_context(), is_served=True)
+            except KaifsError as error:
+                log.warning("not_finished", extra={"error": str(error)})
 
     def _check_scope(self) -> None:
         """Check that what the mount is to show exists.
@@ -257,13 +337,16 @@ class _Daemon:
             # ECONNABORTED: somebody aborted the connection through fusectl.
             log.warning("connection_lost", extra={"error": str(group.exceptions[0])})
         finally:
+            self._closing.set()
             self._unmounted.set()
 
     async def _announce(self) -> None:
         """Say that the mount answers, once it does."""
         settings = self._settings
+        is_shown = settings.kept is None or self._entry is not None
         try:
-            if settings.mountpoint is not None:
+            # Who has detached the mount may still use it.
+            if settings.mountpoint is not None and is_shown:
                 await self._helper.ask("statvfs", mountpoint=str(settings.mountpoint))
                 if self._entry is None:
                     raise MountFailedError(f"{settings.mountpoint}: gone already")
@@ -271,6 +354,8 @@ class _Daemon:
                 self._barrier = Barrier(
                     self._helper, prepare_mount(self._entry), self._handlers, self._written_paths
                 )
+            if settings.mountpoint is not None:
+                self._keep()
             self._publish()
             if settings.ready_fd >= 0:
                 tell_ready(settings.ready_fd)
@@ -283,12 +368,39 @@ class _Daemon:
         self._ready.set()
         if not settings.foreground:
             leave_terminal()
-        log.info("mounted", extra={"mountpoint": settings.mountpoint, "pid": os.getpid()})
+        event = "mounted" if settings.kept is None else "taken_over"
+        log.info(event, extra={"mountpoint": settings.mountpoint, "pid": os.getpid()})
+
+    def _keep(self) -> None:
+        """Give the supervisor what a successor needs."""
+        if self._settings.kept is not None:
+            self._succession.served()
+            return
+        connected = self._transport.connected
+        if connected is None or self._entry is None:
+            self._succession.stay_alone()
+            return
+        facts = Facts(terms=connected.terms, minor=self._entry.minor)
+        self._succession.keep(
+            connected.fd, self._store.lock_fd, self._listener.fileno(), msgspec.to_builtins(facts)
+        )
+
+    async def _watch_supervisor(self) -> None:
+        """Hear what the supervisor says, and take note of its death."""
+        await self._succession.listen()
+        if self._settings.line is None or self._unmounted.is_set():
+            return
+        await self._ready.wait()
+        log.warning("supervisor_died")
+        # Who connects finds our own pid from now on.
+        self._listener.listen()
+        self._publish()
 
     def _publish(self) -> None:
         settings = self._settings
         process = identify(os.getpid())
         assert process is not None, "this process is running"
+        supervisor = self._succession.supervisor or process
         mounts = []
         if self._entry is not None:
             mount = MountInfo(
@@ -298,16 +410,28 @@ class _Daemon:
                 agent=settings.options.agent or None,
                 options=settings.options.text,
                 minor=self._entry.minor,
+                survives=self._succession.is_kept,
+                survives_reason=self._survives_reason(),
             )
             mounts.append(mount)
         info = DaemonInfo(
             pid=process.pid,
-            supervisor_pid=process.pid,
+            supervisor_pid=supervisor.pid,
+            supervisor_ticks=supervisor.started,
             started_ticks=process.started,
             started_ns=self._store.clock.now_ns(),
             mounts=mounts,
         )
         write_info(settings.store, info)
+
+    def _survives_reason(self) -> str:
+        if self._succession.is_kept:
+            return "a supervisor keeps its connection"
+        if self._transport.connected is not None:
+            return "its supervisor is gone"
+        if self._transport.name == "kernel":
+            return f"Linux {os.uname().release} cannot send requests again"
+        return f"{self._transport.name} cannot go on with a connection"
 
     # --- what others ask for ------------------------------------------------------------------
 
@@ -413,7 +537,8 @@ class _Daemon:
     # --- the way down --------------------------------------------------------------------------
 
     async def _watch_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        with trio.open_signal_receiver(*ends) as signals:
             async with trio.open_nursery() as nursery:
                 is_asked = False
                 async for number in signals:
@@ -470,6 +595,36 @@ class _Daemon:
             await self._epochs.commit()
             return ShutdownResult(ends=False)
         return await self._shutdown(lazy=params.lazy)
+
+    async def _restart_for(self, caller: Caller) -> RestartResult:
+        """Let another process go on with the mount, with the code that is installed now.
+
+        It is started first, so that an installation that is broken does no harm, and that
+        nobody waits for it to load. It begins when this process has ended.
+        """
+        log.info("restart_asked", extra={"uid": caller.uid})
+        where = self._settings.mountpoint or self._settings.store
+        if not self._succession.is_kept:
+            raise RestartError(f"{where}: {self._survives_reason()}")
+        if self._is_leaving:
+            raise RestartError(f"{where}: it is under way")
+        self._check_no_sandbox(where)
+        await self._ready.wait()
+        reason = await self._succession.prepare()
+        if reason:
+            raise RestartError(f"{where}: the new server: {reason}")
+        async with self._changing:
+            self._check_no_sandbox(where)
+            await self._wait_invalidated()
+            await self._epochs.commit()
+            # Verbs that are running end first, and so does this one; nobody new is let in.
+            self._is_leaving = True
+            self._closing.set()
+        return RestartResult(pid=os.getpid())
+
+    def _check_no_sandbox(self, where: Path) -> None:
+        if not self._attachments.is_empty:
+            raise RestartError(f"{where}: a sandbox runs in a snapshot, and would be killed")
 
     async def _shutdown(self, *, lazy: bool) -> ShutdownResult:
         """Flush, commit, unmount, commit what came with that.
@@ -532,8 +687,12 @@ class _Daemon:
         if self._entry is not None:
             entry = find_mount(self._entry.mountpoint)
             if entry is not None and entry.device == self._entry.device:
+                # Unmounting waits for whoever has the device open.
+                await self._succession.drop()
                 self._transport.unmount()
         self._namespace.forget_all()
+        if self._settings.kept is not None:
+            self._forest.recover()
         self._drop_superseded()
         wait_s = 1.0
         while True:
@@ -554,6 +713,12 @@ def _log_recovery(found: Recovery) -> None:
     if found.reason:
         # Of a process that was killed in the middle of a record, or of power loss.
         log.warning("journal_cut", extra={"bytes": found.cut, "reason": found.reason})
+
+
+def _find_served(mountpoint: Path, minor: int) -> MountEntry | None:
+    """Return the mount of the device *minor*, None if it has been detached."""
+    same = (e for e in mounts() if e.mountpoint == mountpoint and (e.major, e.minor) == (0, minor))
+    return next(same, None)
 
 
 def _kernel_flags(asked: tuple[str, ...]) -> tuple[str, ...]:

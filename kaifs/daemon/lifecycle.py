@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +29,13 @@ from kaifs.base.errors import (
     StoreBusyError,
     StoreNotFoundError,
 )
-from kaifs.control.client import find_daemon, hold, shutdown
+from kaifs.control.client import find_daemon, hold, request_restart, shutdown
 from kaifs.control.frames import FRAME_MAX
-from kaifs.control.info import DaemonInfo, read_info, run_folder
+from kaifs.control.info import DaemonInfo, log_path, read_info, run_folder
 from kaifs.control.messages import Failure, MessageError, decode_from_daemon, error_of
-from kaifs.daemon.options import parse_options
+from kaifs.daemon.main import is_supervised, server_command
+from kaifs.daemon.options import MountOptions, parse_options
+from kaifs.daemon.supervisor import supervise
 from kaifs.linux.files import lock_owner
 from kaifs.linux.mounts import (
     Answer,
@@ -56,6 +59,7 @@ PROBE_TIMEOUT_S: Final = 10.0
 """Seconds without an answer after which a server counts as hung."""
 END_TIMEOUT_S: Final = 60.0
 """Seconds for a daemon to end after its mount has gone."""
+RESTART_POLL_S: Final = 0.01
 TERM_TIMEOUT_S: Final = 5.0
 """Seconds for a hung daemon to end by itself once its connection has been aborted."""
 
@@ -106,9 +110,7 @@ def mount(
     mountpoint = _check_mountpoint(store, mountpoint, probe_timeout_s)
     _check_unserved(store)
     if foreground:
-        from kaifs.daemon.app import Settings, run
-
-        run(Settings(store, mountpoint, parsed, foreground=True))
+        _serve_here(store, mountpoint, parsed)
         return None
     _start(store, mountpoint, parsed.text)
     info = find_daemon(store)
@@ -194,6 +196,45 @@ def _release(store: Path, process: "subprocess.Popen[bytes]") -> None:
         process.wait(END_TIMEOUT_S)
 
 
+def restart(path: Path) -> DaemonInfo:
+    """Let a new process go on with a mount, with the code that is installed now, and return it.
+
+    What is open stays open; who reads or writes meanwhile waits a moment.
+
+    Args:
+        path: The mountpoint, or the store.
+
+    Raises:
+        DaemonError: No daemon serves it, or the new one does not answer.
+        RestartError: The mount cannot go on in another process now.
+    """
+    store = _served_by(path)
+    before = find_daemon(store)
+    if before is None or not before.mounts:
+        raise DaemonError(f"{path}: no daemon serves it")
+    old = request_restart(store)
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while time.monotonic() < deadline:
+        # Who connects waits until the new one lets it in.
+        info = find_daemon(store)
+        if info is not None and info.pid != old.pid:
+            return info
+        time.sleep(RESTART_POLL_S)
+    raise DaemonError(f"{store}: the new server does not answer")
+
+
+def _served_by(path: Path) -> Path:
+    """Return the store that is mounted at *path*, or that *path* is."""
+    try:
+        entry = find_mount(resolve_mountpoint(path))
+    except OSError as error:
+        raise StoreNotFoundError(f"{path}: {error.strerror}") from error
+    if entry is not None and entry.fstype == FSTYPE:
+        return _store_of(entry)
+    read_superblock(path)
+    return path
+
+
 def umount(
     mountpoint: Path, *, lazy: bool = False, probe_timeout_s: float = PROBE_TIMEOUT_S
 ) -> Unmounted:
@@ -226,8 +267,12 @@ def umount(
     result = shutdown(store, lazy=lazy)
     if not result.ends:
         return Unmounted(mountpoint, has_ended=False)
-    if not wait_end(info.process, END_TIMEOUT_S) or lock_owner(store / LOCK_NAME) is not None:
-        raise DaemonError(f"{store}: process {info.pid} does not end")
+    for process in info.processes:
+        if not wait_end(process, END_TIMEOUT_S):
+            raise DaemonError(f"{store}: process {process.pid} does not end")
+    # A server may have been replaced since.
+    if (owner := lock_owner(store / LOCK_NAME)) is not None:
+        raise DaemonError(f"{store}: {owner} does not end")
     _reap()
     return Unmounted(mountpoint, has_ended=True)
 
@@ -275,6 +320,37 @@ def _check_unserved(store: Path) -> None:
 # --- the start ----------------------------------------------------------------------------
 
 
+def _serve_here(store: Path, mountpoint: Path, options: MountOptions) -> None:
+    """Serve until the mount has gone, in this process or one that it looks after.
+
+    Raises:
+        KaifsError: It could not be mounted.
+    """
+    if not is_supervised(options.text):
+        from kaifs.daemon.app import Settings, run
+
+        run(Settings(store, mountpoint, options, foreground=True))
+        return
+    ours, theirs = os.pipe()
+    os.environ["PYTHONPATH"] = _package_path()
+    command = server_command(store, mountpoint, options.text, foreground=True)
+    with open(ours, "rb") as ready:
+        status = supervise(command, log_path(store), [theirs], foreground=True)
+        body = ready.read(FRAME_MAX)
+    if body:
+        message = decode_from_daemon(body)
+        if isinstance(message, Failure):
+            raise error_of(message)
+    if status != 0:
+        raise DaemonError(f"{mountpoint}: the server ended with status {status}")
+
+
+def _package_path() -> str:
+    """Return where Python finds this package, for a process that is started."""
+    paths = [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(path for path in paths if path)
+
+
 def _start(
     store: Path, mountpoint: Path | None, options: str, more: Sequence[str] = (), *fds: int
 ) -> "subprocess.Popen[bytes]":
@@ -282,9 +358,7 @@ def _start(
     _reap()
     ours, theirs = os.pipe()
     with open(ours, "rb") as ready:
-        environment = dict(os.environ)
-        paths = [str(_PACKAGE_ROOT), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        environment = os.environ | {"PYTHONPATH": _package_path()}
         places = [str(place) for place in (store, mountpoint) if place is not None]
         command = [sys.executable, "-m", "kaifs.daemon.main", *places]
         try:
@@ -336,8 +410,11 @@ def _clear(entry: MountEntry) -> None:
     if info is not None and _serves(info, entry):
         send_signal(info.process, signal.SIGCONT)
         if not wait_end(info.process, TERM_TIMEOUT_S):
-            send_signal(info.process, signal.SIGKILL)
-            wait_end(info.process, TERM_TIMEOUT_S)
+            # First who would replace it.
+            for process in info.processes:
+                send_signal(process, signal.SIGKILL)
+        for process in info.processes:
+            wait_end(process, TERM_TIMEOUT_S)
 
 
 def _unmount_foreign(entry: MountEntry, *, lazy: bool) -> None:

@@ -15,6 +15,7 @@ from kaifs.base.types import KernelNode
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Notifier
 from kaifs.fuse.mounting import MountOptions
+from kaifs.meta.records import Answer
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +233,26 @@ def _kernel_trouble() -> str:
     if found is None or (int(found[1]), int(found[2])) < OLDEST_LINUX:
         return f"Linux {release} speaks an older protocol"
     return ""
+
+
+def resume_transport(
+    handlers: Handlers, pace: Pace, mountpoint: Path, connected: Connected, answer: Answer | None
+) -> Transport:
+    """Return a transport that serves a mount whose server is no more.
+
+    Args:
+        handlers: What requests do.
+        pace: What is spent for speed.
+        mountpoint: Where the mount is.
+        connected: What the server had.
+        answer: What it was going to answer to the last request that changed something.
+    """
+    from kaifs.fuse.kernel_requests import Features
+    from kaifs.fuse.kernel_transport import KernelMount
+
+    mount = KernelMount(handlers, Features(**connected.terms.features), pace)
+    mount.resume(mountpoint, connected, answer)
+    return mount
 
 
 def make_transport(name: Name, handlers: Handlers, pace: Pace = NO_HURRY) -> Transport:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Event = Literal["damaged", "quarantined", "fallback", "fallback_failed"]
+Event = Literal["damaged", "quarantined", "fallback", "fallback_failed", "unserved"]
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -14,7 +14,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     event: Event
     """`damaged`: a read met damage, or what cannot be set aside is damaged. `quarantined`: a
-    version was set aside. `fallback`: current was switched to the last good version."""
+    version was set aside. `unserved`: a mount was given up, as every server of it died. `fallback`: current was switched to the last good version."""
     agent: str
     """Empty if it concerns none."""
     version: str

@@ -141,15 +141,19 @@ def finish_backup(
     return backup
 
 
-def finish_due_backups(context: Context) -> None:
-    """Seal every backup that a process left due when it died. For whoever opens a store."""
+def finish_due_backups(context: Context, *, is_served: bool = False) -> None:
+    """Seal every backup that a process left due when it died. For whoever opens a store.
+
+    *is_served*: its mount goes on, and what has no name may be open.
+    """
     store = context.store
     for root_id in store.unfinished_roots():
         try:
             root = store.root(root_id)
             agent = store.agent_by_id(root.agent_id)
             if agent is not None and context.forest.has_due_backup(root):
-                context.forest.tree(root_id).reap_all()
+                if not is_served:
+                    context.forest.tree(root_id).reap_all()
                 for _ in finish_backup(context, agent.name):
                     pass
         except (ChecksumMismatchError, StoreDamagedError) as error:

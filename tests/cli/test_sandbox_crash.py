@@ -280,7 +280,8 @@ def test_nothing_runs_on_when_everybody_is_killed_at_once(bot: Shell, tmp_path: 
     info = find_daemon(bot.store)
     assert info is not None
 
-    send_signal(info.process, signal.SIGKILL)
+    for process in info.processes:
+        send_signal(process, signal.SIGKILL)
     runner.kill()
     runner.communicate(timeout=20)
 

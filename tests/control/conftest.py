@@ -14,7 +14,13 @@ import trio
 
 from kaifs.base.errors import BarrierError
 from kaifs.control.info import run_folder, socket_path
-from kaifs.control.messages import AttachParams, AttachResult, ShutdownParams, ShutdownResult
+from kaifs.control.messages import (
+    AttachParams,
+    AttachResult,
+    RestartResult,
+    ShutdownParams,
+    ShutdownResult,
+)
 from kaifs.control.server import Passed, Services, serve
 from kaifs.linux.sockets import listen_at
 from kaifs.service.context import Caller, Context
@@ -100,6 +106,11 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         await last()
         found.done.append("let go")
 
+    async def restart(caller: Caller) -> RestartResult:
+        await trio.lowlevel.checkpoint()
+        found.done.append(f"restart by {caller.uid}")
+        return RestartResult(pid=os.getpid())
+
     services = Services(
         context=lambda caller: Context(store, forest, caller),
         barrier=barrier,
@@ -108,6 +119,7 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         shutdown=shutdown,
         attach=attach,
         hold=hold,
+        restart=restart,
     )
     run_folder(store.path).mkdir(exist_ok=True)
     closing = trio.Event()

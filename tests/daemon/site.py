@@ -1,6 +1,7 @@
 """Where a test mounts its store, and waiting without sleeping."""
 
 import select
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 from kaifs.control.info import DaemonInfo
 from kaifs.daemon import lifecycle
 from kaifs.linux.mounts import find_mount
-from kaifs.linux.processes import is_running
+from kaifs.linux.processes import ProcessId, is_running, send_signal, wait_end
 
 POLL_S = 0.01
 
@@ -21,6 +22,19 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not come"
         nothing.poll(POLL_S * 1000)
+
+
+def kill(info: DaemonInfo) -> None:
+    """Kill a daemon by SIGKILL, with the supervisor that would replace it."""
+    for process in info.processes:
+        send_signal(process, signal.SIGKILL)
+    wait_ended(info)
+
+
+def wait_ended(info: DaemonInfo) -> None:
+    """Wait until a daemon has ended, and its supervisor."""
+    for process in info.processes:
+        assert wait_end(process, 20), f"process {process.pid} does not end"
 
 
 @dataclass
@@ -51,4 +65,7 @@ class Site:
         """Take down what a test left mounted."""
         while find_mount(self.mountpoint) is not None:
             lifecycle.umount(self.mountpoint, lazy=True, probe_timeout_s=1)
-        wait_until(lambda: not any(is_running(info.process) for info in self.infos))
+        wait_until(lambda: not any(map(is_running, self._processes())))
+
+    def _processes(self) -> list[ProcessId]:
+        return [process for info in self.infos for process in info.processes]

@@ -14,11 +14,11 @@ import pytest
 from kaifs.base.errors import BarrierError
 from kaifs.control.client import call
 from kaifs.linux.mounts import FuseConnection, find_mount
-from kaifs.linux.processes import send_signal, wait_end
+from kaifs.linux.processes import send_signal
 from kaifs.service.snapshot import Params as SnapshotParams
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
-from tests.daemon.site import Site
+from tests.daemon.site import Site, kill
 
 pytestmark = pytest.mark.fuse
 
@@ -150,8 +150,7 @@ def is_killed_in_a_barrier(mounted: Site, name: str) -> bool:
             while not is_in_system_call(helper, SYNCFS, FSTATFS):
                 if client.poll() is not None:
                     return False
-            send_signal(info.process, signal.SIGKILL)
-            assert wait_end(info.process, 20), "the daemon cannot be killed"
+            kill(info)
         return client.wait(20) != 0
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -23,11 +22,11 @@ from typing import Any
 
 import pytest
 
-from kaifs.linux.processes import ProcessId, send_signal, wait_end
+from kaifs.control.info import DaemonInfo
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.tree.fsck import check
-from tests.daemon.site import Site
+from tests.daemon.site import Site, kill
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -76,7 +75,7 @@ def test_what_was_fsynced_survives_sigkill_at_any_moment(site: Site, transport: 
     for number in range(ROUNDS):
         info = site.infos[-1]
         folder = site.current / f"round{number}"
-        recorded = _run_until_killed(folder, number, rng.randrange(5, 60), info.process)
+        recorded = _run_until_killed(folder, number, rng.randrange(5, 60), info)
         assert recorded, "a round that recorded nothing proves nothing"
         promised |= {folder / name: content for name, content in recorded.items()}
 
@@ -88,7 +87,7 @@ def test_what_was_fsynced_survives_sigkill_at_any_moment(site: Site, transport: 
     site.umount()
 
 
-def _run_until_killed(folder: Path, seed: int, lines: int, daemon: ProcessId) -> dict[str, bytes]:
+def _run_until_killed(folder: Path, seed: int, lines: int, daemon: DaemonInfo) -> dict[str, bytes]:
     """Kill the daemon after so many records; return what is promised to be there, by name."""
     promised: dict[str, bytes] = {}
     with subprocess.Popen(
@@ -105,9 +104,8 @@ def _run_until_killed(folder: Path, seed: int, lines: int, daemon: ProcessId) ->
                 case ["done", name, content]:
                     promised[name] = bytes.fromhex(content)
             if count == lines:
-                send_signal(daemon, signal.SIGKILL)
+                kill(daemon)
         writer.kill()
-    assert wait_end(daemon, 20)
     return promised
 
 
@@ -268,7 +266,7 @@ def test_what_was_acknowledged_survives_sigkill_without_fsync(
     done = 0
     for number in range(ROUNDS):
         calls, last = _change_until_killed(
-            site.current, number, rng.randrange(50, 900), site.infos[-1].process
+            site.current, number, rng.randrange(50, 900), site.infos[-1]
         )
         done += len(calls)
         for name, *args in calls:
@@ -310,7 +308,7 @@ def _apply_if_possible(expected: Expected, call: list[Any]) -> None:
 
 
 def _change_until_killed(
-    folder: Path, seed: int, lines: int, daemon: ProcessId
+    folder: Path, seed: int, lines: int, daemon: DaemonInfo
 ) -> tuple[list[list[Any]], list[Any] | None]:
     """Kill the daemon at some moment; return the calls that were done, and the unanswered one."""
     calls: list[list[Any]] = []
@@ -332,9 +330,8 @@ def _change_until_killed(
             else:
                 begun = json.loads(line)
             if count == lines:
-                send_signal(daemon, signal.SIGKILL)
+                kill(daemon)
         changer.kill()
-    assert wait_end(daemon, 20)
     return calls, begun
 
 

@@ -4,7 +4,6 @@ import http.server
 import json
 import mmap
 import os
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,12 @@ import pytest
 
 from kaifs.control.client import call
 from kaifs.control.info import log_path
-from kaifs.linux.processes import is_running, send_signal
 from kaifs.service.policy import Params as PolicyParams
 from kaifs.service.quarantine_list import Params as ListParams
 from kaifs.service.quarantine_release import Params as ReleaseParams
 from kaifs.service.seal import Params as SealParams
 from kaifs.service.verify import Params as VerifyParams
-from tests.daemon.site import Site, wait_until
+from tests.daemon.site import Site, kill, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -178,8 +176,7 @@ def test_what_is_set_aside_survives_the_death_of_the_daemon(sealed: Site) -> Non
     flip(sealed, OWN["1.0.0"])
     call(sealed.store, "verify", VerifyParams(full=True))
 
-    send_signal(sealed.infos[-1].process, signal.SIGKILL)
-    wait_until(lambda: not is_running(sealed.infos[-1].process))
+    kill(sealed.infos[-1])
     sealed.umount(lazy=True)
     sealed.mount()
 

@@ -26,9 +26,9 @@ from kaifs.control.info import log_path
 from kaifs.daemon import lifecycle
 from kaifs.linux.files import lock_owner
 from kaifs.linux.mounts import find_mount
-from kaifs.linux.processes import is_running, send_signal, wait_end
+from kaifs.linux.processes import is_running, send_signal
 from kaifs.store.store import LOCK_NAME, Store
-from tests.daemon.site import Site, wait_until
+from tests.daemon.site import Site, kill, wait_ended, wait_until
 
 pytestmark = pytest.mark.fuse
 
@@ -110,7 +110,7 @@ def test_every_way_to_unmount_ends_the_daemon_with_everything_committed(
         case _:
             send_signal(info.process, signal.Signals[ending])
 
-    assert wait_end(info.process, 20)
+    wait_ended(info)
     assert ended(mounted)
     mounted.mount()
     assert (mounted.current / "file").read_bytes() == b"x" * 100_000
@@ -123,7 +123,7 @@ def test_sigterm_detaches_a_mount_in_use_after_flushing_it(mounted: Site) -> Non
 
     send_signal(info.process, signal.SIGTERM)
 
-    assert wait_end(info.process, 20)
+    wait_ended(info)
     assert ended(mounted)
     with pytest.raises(OSError, match="not connected") as caught:
         os.close(file)
@@ -152,14 +152,13 @@ def test_lazy_umount_detaches_and_ends_the_daemon_after_the_last_user(mounted: S
         assert find_mount(mounted.mountpoint) is None
         file.write(b"after the umount")
 
-    assert wait_end(info.process, 20)
+    wait_ended(info)
     mounted.mount()
     assert (mounted.current / "file").read_bytes() == b"after the umount"
 
 
 def test_a_killed_daemon_s_mount_is_cleared_by_the_next_mount(mounted: Site) -> None:
-    send_signal(mounted.infos[0].process, signal.SIGKILL)
-    assert wait_end(mounted.infos[0].process, 20)
+    kill(mounted.infos[0])
     with pytest.raises(OSError, match="not connected"):
         os.statvfs(mounted.mountpoint)
     assert find_daemon(mounted.store) is None
@@ -172,8 +171,7 @@ def test_a_killed_daemon_s_mount_is_cleared_by_the_next_mount(mounted: Site) -> 
 
 
 def test_a_killed_daemon_s_mount_is_cleared_by_umount(mounted: Site) -> None:
-    send_signal(mounted.infos[0].process, signal.SIGKILL)
-    assert wait_end(mounted.infos[0].process, 20)
+    kill(mounted.infos[0])
 
     mounted.umount()
 
@@ -185,9 +183,8 @@ def test_what_was_fsynced_survives_a_killed_daemon(mounted: Site) -> None:
         file.write(b"precious" * 10_000)
         os.fsync(file.fileno())
 
-    send_signal(mounted.infos[0].process, signal.SIGKILL)
+    kill(mounted.infos[0])
 
-    assert wait_end(mounted.infos[0].process, 20)
     mounted.mount()
     assert (mounted.current / "file").read_bytes() == b"precious" * 10_000
 

@@ -7,7 +7,6 @@ what `tests/power` is for.
 import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -21,12 +20,11 @@ from kaifs.api.versions import AgentVersionManager
 from kaifs.base.errors import KaifsError
 from kaifs.control.client import call
 from kaifs.control.messages import RemoteBugError
-from kaifs.linux.processes import send_signal, wait_end
 from kaifs.service.rollback import Params as RollbackParams
 from kaifs.service.seal import Params as SealParams
 from kaifs.store.store import Store
 from kaifs.tree.fsck import check
-from tests.daemon.site import Site
+from tests.daemon.site import Site, kill
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -131,8 +129,7 @@ def test_a_daemon_that_dies_has_done_all_of_it_or_nothing(
         else:
             longest_s *= 1.1
         info = site.infos[-1]
-        send_signal(info.process, signal.SIGKILL)
-        assert wait_end(info.process, 20)
+        kill(info)
         worker.join(20)
         assert not worker.is_alive()
 

@@ -6,7 +6,6 @@ locks, on the order of writes, and in WAL mode on memory that processes share.
 
 import os
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kaifs.linux.processes import ProcessId, send_signal, wait_end
-from tests.daemon.site import Site
+from kaifs.control.info import DaemonInfo
+from tests.daemon.site import Site, kill
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -56,7 +55,7 @@ def test_committed_rows_survive_a_kill(site: Site, transport: str, mode: str, vi
     path = site.current / "rows.db"
     _make(path)
     for number in range(ROUNDS):
-        daemon = site.infos[-1].process if victim == "daemon" else None
+        daemon = site.infos[-1] if victim == "daemon" else None
         committed = _write_until_killed(path, mode, number, rng.randrange(3, 30), daemon)
         assert committed, "a round that committed nothing proves nothing"
         if victim == "daemon":
@@ -75,7 +74,7 @@ def _make(path: Path) -> None:
 
 
 def _write_until_killed(
-    path: Path, mode: str, seed: int, rows: int, daemon: ProcessId | None
+    path: Path, mode: str, seed: int, rows: int, daemon: DaemonInfo | None
 ) -> set[int]:
     """Kill the writers after so many rows, or the daemon; return the rows known as committed."""
     read_end, write_end = os.pipe()
@@ -96,8 +95,7 @@ def _write_until_killed(
                 committed.add(int(line))
             if count == rows:
                 if daemon is not None:
-                    send_signal(daemon, signal.SIGKILL)
-                    assert wait_end(daemon, 20)
+                    kill(daemon)
                 for writer in writers:
                     writer.kill()
     for writer in writers:

@@ -1,0 +1,122 @@
+"""A server's side of the handover: what it gives its supervisor, and what it hears from it."""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from kaifs.daemon.handover import PROTOCOL, Kept, Line, Message, Unsettled
+from kaifs.fuse.transports import Terms
+from kaifs.linux.processes import ProcessId, identify
+
+log = logging.getLogger(__name__)
+
+PREPARE_MAX_S: Final = 90.0
+"""Seconds to wait for a successor to be loaded; the supervisor gives it up sooner."""
+DROP_MAX_S: Final = 5.0
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a successor must know beside descriptors."""
+
+    terms: Terms
+    minor: int
+    """Of the mount's device number."""
+
+
+class Succession:
+    """What is to become of the mount when this process ends."""
+
+    def __init__(self, line: Line | None, kept: Kept | None) -> None:
+        """Use *line* to the supervisor, which has *kept* from a former server."""
+        self._line = line
+        self._is_kept = kept is not None
+        self.unsettled = Unsettled(None if kept is None else kept.unsettled)
+        self.supervisor: ProcessId | None = None
+        """None: if this process dies, nothing replaces it."""
+        if line is not None and kept is not None:
+            self.supervisor = identify(os.getppid())
+        self._prepared: list[Message] = []
+        self._heard = trio.Condition()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the supervisor has what a successor needs."""
+        return self._is_kept and self._line is not None
+
+    def keep(self, device: int, lock: int, listener: int, facts: Mapping[str, Any]) -> None:
+        """Give the supervisor what a successor needs: from here on the mount survives."""
+        if self._line is None:
+            return
+        kept = Kept(device, lock, listener, self.unsettled.fd, facts)
+        if self._tell("keep", *kept.fds, facts=dict(facts)):
+            self._is_kept = True
+            self.supervisor = identify(os.getppid())
+
+    def stay_alone(self) -> None:
+        """Tell the supervisor that nothing can be kept."""
+        self._tell("alone")
+
+    def served(self) -> None:
+        """Tell the supervisor that requests are answered."""
+        self._tell("served")
+
+    def end(self, *, again: bool) -> None:
+        """Tell the supervisor that this process ends on purpose, *again*: for a successor."""
+        self._tell("ending", again=again)
+
+    async def listen(self) -> None:
+        """Hear what the supervisor says; return when it is gone."""
+        while self._line is not None:
+            await trio.lowlevel.wait_readable(self._line.fileno())
+            try:
+                message = self._line.receive(is_waiting=False)
+            except BlockingIOError:
+                continue
+            except (OSError, ValueError) as error:
+                log.warning("not_understood", extra={"error": str(error)})
+                message = None
+            if message is None:
+                self._line.close()
+                self._line = self.supervisor = None
+            else:
+                self._prepared.append(message)
+            async with self._heard:
+                self._heard.notify_all()
+
+    async def prepare(self) -> str:
+        """Have a successor started; return why there is none, empty if it waits for our end."""
+        message = await self._ask("replace", PREPARE_MAX_S)
+        if message is None:
+            return "the supervisor does not answer"
+        return "" if message.op == "loaded" else str(message.fields.get("reason", message.op))
+
+    async def drop(self) -> None:
+        """Have the supervisor let everything go: the mount is to go with this process."""
+        if self.is_kept:
+            self._is_kept = False
+            await self._ask("drop", DROP_MAX_S)
+
+    async def _ask(self, op: str, timeout_s: float) -> Message | None:
+        self._prepared.clear()
+        if not self._tell(op):
+            return None
+        with trio.move_on_after(timeout_s):
+            async with self._heard:
+                while not self._prepared and self._line is not None:
+                    await self._heard.wait()
+        return self._prepared.pop() if self._prepared else None
+
+    def _tell(self, op: str, *fds: int, **fields: object) -> bool:
+        """Return whether the supervisor has been told."""
+        if self._line is None:
+            return False
+        try:
+            self._line.send(op, fds, protocol=PROTOCOL, **fields)
+        except OSError as error:
+            log.warning("supervisor_not_told", extra={"op": op, "error": str(error)})
+            return False
+        return True
