@@ -69,8 +69,8 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     agent = get_agent(store, params.agent)
     context.require_reader(agent)
     versions = []
-    damaged = store.unreadable_versions(agent.agent_id)
-    for version in reversed(store.versions(agent.agent_id)):
+    readable, damaged = store.readable_versions(agent.agent_id)
+    for version in reversed(readable):
         try:
             metadata = decode_record(version.record).metadata
         except StoreDamagedError:

@@ -86,11 +86,10 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     if params.limit is not None and params.limit < 1:
         raise ArgumentValueError(f"-n {params.limit}: a number from 1 on")
     store = context.store
-    history = History(
-        store.versions(agent.agent_id),
-        {aside.label for aside in store.quarantined(agent.agent_id)},
-    )
-    damaged = (*store.unreadable_versions(agent.agent_id), *history.damaged)
+    readable, unreadable = store.readable_versions(agent.agent_id)
+    quarantined = {aside.label for aside in store.quarantined(agent.agent_id)}
+    history = History(readable, quarantined)
+    damaged = (*unreadable, *history.damaged)
     if params.path is None:
         entries = [_entry(agent, history, version) for version in history.newest(params.limit)]
         return Result(entries=tuple(entries), damaged=damaged)

@@ -254,25 +254,28 @@ class Registry:
 
     def versions(self, agent_id: int) -> list[VersionRecord]:
         """Return an agent's versions by growing precedence."""
-        found = []
-        for key in self.pending.keys(Table.VERSIONS, _owned(agent_id)):
-            # One unreadable record must not hide the others; `unreadable_versions` tells it.
-            with suppress(StoreDamagedError):
-                version = self.find_version(agent_id, key[8:].decode())
-                if version is not None:
-                    found.append(version)
-        return sorted(found, key=lambda version: parse_label(version.label).order)
+        return self.readable_versions(agent_id)[0]
 
     def unreadable_versions(self, agent_id: int) -> list[str]:
         """Return the labels of an agent's versions whose records are damaged."""
-        found = []
+        return self.readable_versions(agent_id)[1]
+
+    def readable_versions(self, agent_id: int) -> tuple[list[VersionRecord], list[str]]:
+        """Return an agent's versions by growing precedence, and the labels of unreadable ones.
+
+        One unreadable record does not hide the others.
+        """
+        found, unreadable = [], []
         for key in self.pending.keys(Table.VERSIONS, _owned(agent_id)):
             label = key[8:].decode()
             try:
-                self.find_version(agent_id, label)
+                version = self.find_version(agent_id, label)
             except StoreDamagedError:
-                found.append(label)
-        return found
+                unreadable.append(label)
+                continue
+            if version is not None:
+                found.append(version)
+        return sorted(found, key=lambda version: parse_label(version.label).order), unreadable
 
     def labels(self, agent_id: int) -> set[str]:
         """Return the labels that an agent's versions have, unreadable and quarantined ones too."""
