@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar
 
 from kaifs.base.types import NodeId
 from kaifs.meta.node import MAX_BYTES, MAX_KEYS, MIN_KEYS, Branch, Leaf, is_leaf
-from kaifs.store.differing import differing as differing
 from kaifs.store.nodes import Nodes
 from kaifs.store.roots import Root
 
