@@ -27,7 +27,7 @@ from kaifs.meta.records import RootKind, SnapshotRecord, extent_block
 from kaifs.service.context import Context
 from kaifs.service.steps import Item, Progress, Step
 from kaifs.store.store import RUN_FOLDER, Store
-from kaifs.tree.btree import differing
+from kaifs.store.differing import differing
 from kaifs.tree.tree import Tree
 
 QUICK: Final = 100_000
