@@ -26,8 +26,8 @@ from kaifs.meta.node import Leaf
 from kaifs.meta.records import RootKind, SnapshotRecord, extent_block
 from kaifs.service.context import Context
 from kaifs.service.steps import Item, Progress, Step
-from kaifs.store.store import RUN_FOLDER, Store
 from kaifs.store.differing import differing
+from kaifs.store.store import RUN_FOLDER, Store
 from kaifs.tree.tree import Tree
 
 QUICK: Final = 100_000
