@@ -6,14 +6,19 @@ locks, on the order of writes, and in WAL mode on memory that processes share.
 
 import os
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
-from kaifs.control.info import DaemonInfo
+from kaifs.control.client import find_daemon
+from kaifs.linux.processes import send_signal
 from tests.daemon.site import Site, kill
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
@@ -55,14 +60,87 @@ def test_committed_rows_survive_a_kill(site: Site, transport: str, mode: str, vi
     path = site.current / "rows.db"
     _make(path)
     for number in range(ROUNDS):
-        daemon = site.infos[-1] if victim == "daemon" else None
-        committed = _write_until_killed(path, mode, number, rng.randrange(3, 30), daemon)
-        assert committed, "a round that committed nothing proves nothing"
+        with _written(path, mode, number) as writing:
+            writing.read_rows(rng.randrange(3, 30))
+            if victim == "daemon":
+                kill(site.infos[-1])
         if victim == "daemon":
             site.mount(*options)
 
-        _check(path, committed)
+        _check(path, writing.committed)
     site.umount()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_writers_do_not_notice_that_the_server_is_replaced(site: Site, mode: str) -> None:
+    """Only the process that serves dies; its supervisor keeps the mount alive. Kernel transport."""
+    rng = random.Random(mode)
+    site.mount("transport=kernel", "commit=1")
+    (site.mountpoint / "agent").mkdir()
+    path = site.current / "rows.db"
+    _make(path)
+    for number in range(ROUNDS):
+        with _written(path, mode, number) as writing:
+            writing.read_rows(rng.randrange(3, 30))
+            server = find_daemon(site.store)
+            assert server is not None
+            send_signal(server.process, signal.SIGKILL)
+            writing.read_rows(20)
+
+            assert writing.all_run
+
+        _check(path, writing.committed)
+    site.umount()
+
+
+class Writing:
+    """Processes that write rows, and what they have told of it."""
+
+    def __init__(self, writers: list["subprocess.Popen[bytes]"], lines: TextIO) -> None:
+        self.committed: set[int] = set()
+        self._writers = writers
+        self._lines = lines
+
+    @property
+    def all_run(self) -> bool:
+        """Whether no writer has failed."""
+        return all(writer.poll() is None for writer in self._writers)
+
+    def read_rows(self, count: int) -> None:
+        """Wait for *count* more rows."""
+        for _ in range(count):
+            line = self._lines.readline()
+            assert line, "all writers have ended"
+            self.committed.add(int(line))
+
+    def end(self) -> None:
+        """Kill the writers, and read what they have still told."""
+        for writer in self._writers:
+            writer.kill()
+            writer.wait()
+        # A writer tells each row by one write(2), so that no line is cut or mixed.
+        self.committed.update(map(int, self._lines))
+
+
+@contextmanager
+def _written(path: Path, mode: str, seed: int) -> Iterator[Writing]:
+    """Have rows written as long as this lasts."""
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end) as lines:
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(path), mode, f"{seed} {writer}"],
+                stdout=write_end,
+                stderr=subprocess.DEVNULL,
+            )
+            for writer in range(WRITERS)
+        ]
+        os.close(write_end)
+        writing = Writing(writers, lines)
+        try:
+            yield writing
+        finally:
+            writing.end()
 
 
 def _make(path: Path) -> None:
@@ -71,36 +149,6 @@ def _make(path: Path) -> None:
         database.execute("CREATE TABLE sums (count INTEGER, sum INTEGER)")
         database.execute("INSERT INTO sums VALUES (0, 0)")
     database.close()
-
-
-def _write_until_killed(
-    path: Path, mode: str, seed: int, rows: int, daemon: DaemonInfo | None
-) -> set[int]:
-    """Kill the writers after so many rows, or the daemon; return the rows known as committed."""
-    read_end, write_end = os.pipe()
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), mode, f"{seed} {writer}"],
-            stdout=write_end,
-            stderr=subprocess.DEVNULL,
-        )
-        for writer in range(WRITERS)
-    ]
-    os.close(write_end)
-    committed = set()
-    with os.fdopen(read_end) as lines:
-        for count, line in enumerate(lines):
-            # A line of a writer that died in the middle of it has no end.
-            if line.endswith("\n"):
-                committed.add(int(line))
-            if count == rows:
-                if daemon is not None:
-                    kill(daemon)
-                for writer in writers:
-                    writer.kill()
-    for writer in writers:
-        writer.wait()
-    return committed
 
 
 def _check(path: Path, committed: set[int]) -> None:
