@@ -7,6 +7,7 @@ import tarfile
 from io import BytesIO
 from pathlib import Path
 
+from kaifs.store.superblock import FORMAT_VERSION
 from tests.cli.conftest import Shell
 
 
@@ -132,7 +133,7 @@ def test_status_has_what_the_contract_lists(bot: Shell) -> None:
     document = json.loads(bot.fine("status", "--json"))
 
     assert document["store"]["path"] == str(bot.store)
-    assert document["store"]["formatVersion"] == 1
+    assert document["store"]["formatVersion"] == FORMAT_VERSION
     assert document["daemon"] is None
     assert document["mounts"] == []
     assert document["space"].keys() >= {"logical", "stored", "unique"}
