@@ -31,7 +31,7 @@ from kaifs.base.errors import (
 )
 from kaifs.control.client import find_daemon, hold, request_restart, shutdown
 from kaifs.control.frames import FRAME_MAX
-from kaifs.control.info import DaemonInfo, log_path, read_info, run_folder
+from kaifs.control.info import DaemonInfo, MountInfo, log_path, read_info, run_folder
 from kaifs.control.messages import Failure, MessageError, decode_from_daemon, error_of
 from kaifs.daemon.main import is_supervised, server_command
 from kaifs.daemon.options import MountOptions, parse_options
@@ -59,6 +59,9 @@ PROBE_TIMEOUT_S: Final = 10.0
 """Seconds without an answer after which a server counts as hung."""
 END_TIMEOUT_S: Final = 60.0
 """Seconds for a daemon to end after its mount has gone."""
+UNMOUNTED_TIMEOUT_S: Final = 10.0
+"""Seconds for which a mount waits for a daemon whose own mount has gone. It may serve files that
+were open at a lazy unmount, for as long as they are."""
 RESTART_POLL_S: Final = 0.01
 TERM_TIMEOUT_S: Final = 5.0
 """Seconds for a hung daemon to end by itself once its connection has been aborted."""
@@ -308,13 +311,24 @@ def _check_mountpoint(store: Path, mountpoint: Path, probe_timeout_s: float) -> 
 
 def _check_unserved(store: Path) -> None:
     info = read_info(store)
-    if info is not None and lock_owner(store / LOCK_NAME) is not None:
-        places = ", ".join(mount.mountpoint for mount in info.mounts)
-        raise StoreBusyError(
-            f"{store}: process {info.pid} serves it {f'on {places}' if places else 'for sandboxes'}",
-            mountpoint=places,
-            pid=info.pid,
-        )
+    if info is None or lock_owner(store / LOCK_NAME) is None:
+        return
+    places = ", ".join(mount.mountpoint for mount in info.mounts)
+    if places and not any(_is_mounted(mount) for mount in info.mounts):
+        # umount(8) returns before the daemon has written what it has, and ended.
+        until = time.monotonic() + UNMOUNTED_TIMEOUT_S
+        if all(wait_end(process, max(0.0, until - time.monotonic())) for process in info.processes):
+            return
+    raise StoreBusyError(
+        f"{store}: process {info.pid} serves it {f'on {places}' if places else 'for sandboxes'}",
+        mountpoint=places,
+        pid=info.pid,
+    )
+
+
+def _is_mounted(mount: MountInfo) -> bool:
+    entry = find_mount(Path(mount.mountpoint))
+    return entry is not None and entry.minor == mount.minor
 
 
 # --- the start ----------------------------------------------------------------------------

@@ -68,6 +68,32 @@ def test_the_daemon_has_left_the_session_and_the_terminal(mounted: Site) -> None
 
 @pytest.mark.root
 @pytest.mark.parametrize("transport", ["pyfuse3", "kernel"])
+def test_a_mount_waits_for_the_daemon_that_umount_8_did_not_wait_for(
+    site: Site, transport: str
+) -> None:
+    for number in range(3):
+        site.mount(f"transport={transport}")
+        (site.mountpoint / f"agent{number}").mkdir()
+        subprocess.run(["umount", site.mountpoint], check=True)
+
+    site.mount(f"transport={transport}")
+
+    assert {"agent0", "agent1", "agent2"} <= set(os.listdir(site.mountpoint))
+    site.umount()
+
+
+def test_a_mount_does_not_wait_for_a_daemon_that_is_mounted_elsewhere(
+    mounted: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lifecycle, "wait_end", None)
+    (tmp_path / "other").mkdir()
+
+    with pytest.raises(StoreBusyError):
+        lifecycle.mount(mounted.store, tmp_path / "other", [])
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("transport", ["pyfuse3", "kernel"])
 @pytest.mark.parametrize("given", [(), ("nodev", "nosuid")])
 def test_through_mount_8_devices_and_set_id_work_unless_they_are_refused(
     site: Site, monkeypatch: pytest.MonkeyPatch, transport: str, given: tuple[str, ...]
