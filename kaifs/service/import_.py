@@ -18,7 +18,6 @@ from kaifs.base.label import parse_label
 from kaifs.meta.records import AgentRecord, RootState, VersionRecord
 from kaifs.service.context import Context
 from kaifs.service.ownership import as_made_by
-from kaifs.service.ownership import as_made_by
 from kaifs.service.record import Description
 from kaifs.service.sealing import (
     Draft,
@@ -124,7 +123,6 @@ def _start(context: Context, newest: VersionRecord | None) -> Tree:
 def _take_items(context: Context, tree: Tree) -> Generator[Step, Item | None, None]:
     sync = TreeSync(tree, context.store.clock.now_ns())
     is_trusted = context.owns_store()
-    is_trusted = context.owns_store()
     nodes = context.store.nodes
     total = 0
     told_size = told_files = committed_size = 0
@@ -134,8 +132,6 @@ def _take_items(context: Context, tree: Tree) -> Generator[Step, Item | None, No
             raise SourceError("the source ended early")
         if isinstance(item, Total):
             total = item.size
-        elif isinstance(item, Entry) and not is_trusted:
-            item = as_made_by(context.caller, item)
         elif isinstance(item, Entry) and not is_trusted:
             item = as_made_by(context.caller, item)
         for _ in sync.take(item):
