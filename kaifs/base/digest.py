@@ -5,6 +5,7 @@ attacker. SHA-256 seals: whatever a version's hash promises rests on it alone.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import xxhash
@@ -17,6 +18,14 @@ SHA256_SIZE: Final = 32
 def checksum(payload: bytes | memoryview) -> bytes:
     """Return the xxh3-128 of *payload*: 16 bytes, big-endian. Finds accidents only."""
     return xxhash.xxh3_128_digest(payload)
+
+
+def checksum_of_pieces(pieces: Iterable[bytes | memoryview]) -> bytes:
+    """Return the checksum of what *pieces* are together."""
+    state = xxhash.xxh3_128()
+    for piece in pieces:
+        state.update(piece)
+    return state.digest()
 
 
 def record_checksum(record: bytes | memoryview) -> bytes:

@@ -16,7 +16,6 @@ process that was killed leaves none, and then LMDB's own rules hold.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import shutil
 import threading
@@ -27,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from kaifs.base.digest import checksum
+from kaifs.base.digest import checksum_of_pieces
 from kaifs.base.errors import KaifsError, StoreDamagedError, StoreIOError
 from kaifs.linux.files import fsync_directory, read_file
 from kaifs.meta.database import MAP_SIZE, Changes, Database, Table
@@ -454,10 +453,9 @@ def _checksum(path: Path) -> bytes:
     """Return the xxh3-128 of a file; nothing if there is none, or it is too large to be noted."""
     try:
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if not 0 < size <= NOTED_MAX:
+            if not 0 < os.fstat(file.fileno()).st_size <= NOTED_MAX:
                 return b""
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as payload:
-                return checksum(memoryview(payload))
+            # Read, not mapped: mapped pages would count as this process's memory.
+            return checksum_of_pieces(iter(lambda: file.read(1 << 20), b""))
     except OSError:
         return b""

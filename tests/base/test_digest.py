@@ -11,6 +11,7 @@ from kaifs.base.digest import (
     RECORD_CHECKSUM_SIZE,
     SHA256_SIZE,
     checksum,
+    checksum_of_pieces,
     record_checksum,
     sha256,
 )
@@ -59,3 +60,12 @@ def test_digests_differ_between_lengths_of_zeros(size: int) -> None:
     """A run that is cut or grows by one zero byte is another payload."""
     assert checksum(bytes(size)) != checksum(bytes(size + 1))
     assert record_checksum(bytes(size)) != record_checksum(bytes(size + 1))
+
+
+def test_a_checksum_does_not_depend_on_how_the_bytes_are_cut() -> None:
+    payload = bytes(range(256)) * 40
+
+    assert checksum_of_pieces([payload[:7], payload[7:9000], b"", payload[9000:]]) == checksum(
+        payload
+    )
+    assert checksum_of_pieces([]) == checksum(b"")
