@@ -16,7 +16,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,17 @@ State = dict[str, Any]
 class Bench(Desk):
     """A store on a disk that records, with the states that it was in."""
 
-    def __init__(self, path: Path, tape: Tape) -> None:
+    def __init__(self, path: Path, tape: Tape, options: StoreOptions = OPTIONS) -> None:
         self.tape = tape
+        self.options = options
         self.states: list[State] = []
         super().__init__(path)
 
     def _open(self) -> None:
         self.device = RecordingDevice(self.path / SEGMENT_FOLDER, self.tape)
-        self.store = Store.open(self.path, clock=self.clock, options=OPTIONS, device=self.device)
+        self.store = Store.open(
+            self.path, clock=self.clock, options=self.options, device=self.device
+        )
         record_index(self.store, self.tape)
         self.forest = Forest(self.store)
         self.forest.recover()
@@ -71,6 +74,26 @@ class Bench(Desk):
         self.store.commit()
         self.states.append(state_of(self.store, self.forest))
         self.tape.durable = self.tape.begun
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Do something that a daemon acknowledges: the journal has it, the disk may not yet."""
+        self.tape.begun = len(self.states)
+        yield
+        self.store.flush_journal()
+        self.states.append(state_of(self.store, self.forest))
+
+    def sync(self) -> None:
+        """Make durable what was acknowledged, as fsync does."""
+        sync = self.store.prepare_sync()
+        self.store.write_sync(sync)
+        self.store.end_sync(sync, is_durable=True)
+        self.tape.durable = len(self.states) - 1
+
+    def epoch(self) -> None:
+        """Let an epoch come by, as it does every few seconds."""
+        self.store.commit()
+        self.tape.durable = len(self.states) - 1
 
 
 def state_of(store: Store, forest: Forest) -> State:
@@ -204,9 +227,31 @@ def imports(bench: Bench, folder: Path) -> None:
         bench.take("other", "0.1.0", folder)
 
 
+def journal(bench: Bench, folder: Path) -> None:
+    """Changes one by one, a sync now and then, an epoch in between, and a verb."""
+    noise = random.Random(3)
+    with bench.step():
+        bench.take("bot", "1.0.0", folder)
+    for number in range(12):
+        with bench.change():
+            bench.write("bot", b"f%d" % (number % 5), noise.randbytes(noise.choice([9, 20_000])))
+        if number % 3 == 1:
+            bench.sync()
+        if number == 6:
+            bench.epoch()
+    with bench.change():
+        bench.run("snapshot", reference="bot", name="snap")
+    bench.sync()
+    with bench.change():
+        bench.write("bot", b"after", noise.randbytes(50_000))
+    with bench.change():
+        bench.run("discard", reference="bot/@snapshots/snap")
+    bench.sync()
+
+
 SCENARIOS: dict[str, Callable[[Bench, Path], None]] = {
     scenario.__name__: scenario
-    for scenario in (write, rename_over, snapshots, seal, rollback, commit, gc, imports)
+    for scenario in (write, rename_over, snapshots, seal, rollback, commit, gc, imports, journal)
 }
 
 
@@ -240,7 +285,7 @@ def test_power_loss_leaves_the_state_before_or_after(
 ) -> None:
     """At each write and sync, whatever becomes of what was not synced."""
     tape = Tape()
-    bench = Bench(tmp_path / "store", tape)
+    bench = Bench(tmp_path / "store", tape, replace(OPTIONS, journal=name == "journal"))
     first = _segments(bench.path)
     index = (bench.path / "index" / INDEX_FILE).read_bytes()
     superblock = (bench.path / SUPERBLOCK_NAME).read_bytes()
