@@ -283,7 +283,14 @@ class _Daemon:
         facts = msgspec.convert(kept.facts, Facts)
         self._entry = _find_served(mountpoint, facts.minor)
         connected = Connected(kept.device, facts.terms)
-        return resume_transport(self._handlers, pace, mountpoint, connected, self._store.answer)
+        return resume_transport(
+            self._handlers,
+            pace,
+            mountpoint,
+            connected,
+            self._store.answer,
+            self._succession.served,
+        )
 
     async def _finish_left(self) -> None:
         """Finish what the server that is no more had begun and must be finished."""
@@ -374,7 +381,6 @@ class _Daemon:
     def _keep(self) -> None:
         """Give the supervisor what a successor needs."""
         if self._settings.kept is not None:
-            self._succession.served()
             return
         connected = self._transport.connected
         if connected is None or self._entry is None:

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter_ns
@@ -74,6 +75,7 @@ class KernelConnection:
         self._is_resumed = False
         self._last_answer: tuple[int, bytes] | None = None
         """`unique` of the last request that a former server has done, and the reply to it."""
+        self._on_answered: Callable[[], None] | None = None
         self._pace = pace
         self._awake = AwakeCores()
         self._can_keep_awake = self._pace.keeps_awake
@@ -83,7 +85,13 @@ class KernelConnection:
         """Requests that may be interrupted, by their `unique`."""
         self._counts = [0] * 64
         self._settle = handlers.settle
-        self._requests = Requests(handlers, features, self._forget_pages, self._discard_pages)
+        self._requests = Requests(
+            handlers,
+            features,
+            self._forget_pages,
+            self._discard_pages,
+            self._forget_attributes,
+        )
         os.set_blocking(fd, False)
 
     @property
@@ -108,14 +116,18 @@ class KernelConnection:
         """The descriptor."""
         return self._fd
 
-    def resume(self, agreement: Agreement, answer: Answer | None) -> None:
+    def resume(
+        self, agreement: Agreement, answer: Answer | None, on_answered: Callable[[], None]
+    ) -> None:
         """Go on where a server that is no more has stopped, once `serve` runs.
 
         Args:
             agreement: What that server agreed on.
             answer: What it was going to answer to the last request that changed something, on
                 whatever connection.
+            on_answered: Called when a request has been answered.
         """
+        self._on_answered = on_answered
         self._requests.adopt(agreement)
         self._is_resumed = True
         if answer is not None and answer.connection == self.identity:
@@ -156,14 +168,14 @@ class KernelConnection:
 
     async def _serve(self, buffer: bytearray, request: Request) -> None:
         buffers, readv = [buffer], os.readv
-        turn = TURN
+        turn = self._next_turn()
         while not self._is_closing:
             try:
                 readv(self._fd, buffers)
             except BlockingIOError:
                 if not self._poll(buffers):
                     await self._sleep()
-                    turn = TURN
+                    turn = self._next_turn()
                     continue
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.ENOENT):
@@ -175,10 +187,17 @@ class KernelConnection:
             self._answer(request)
             turn -= 1
             if not turn:
+                if self._on_answered is not None:
+                    self._on_answered()
+                    self._on_answered = None
                 # A busy mount must not starve the control socket. A checkpoint costs as
                 # much as a request, so others have a turn only now and then.
                 await trio.lowlevel.checkpoint()
                 turn = TURN
+
+    def _next_turn(self) -> int:
+        """Return how many requests to answer until something else is looked after."""
+        return TURN if self._on_answered is None else 1
 
     def _poll(self, buffers: list[bytearray]) -> bool:
         """Ask for a request without sleeping, for a while; return whether one was read."""
@@ -332,6 +351,11 @@ class KernelConnection:
         """
         self._notify(p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(node, 0, 0))
 
+    def _forget_attributes(self, node: KernelNode) -> None:
+        # Without a range it looks at no page and takes no lock that a request may hold.
+        with contextlib.suppress(FileNotFoundError):
+            self._notify(p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(node, -1, 0))
+
     def expire_names(self) -> None:
         """Let the kernel look every name up again; what is found stays the same inode.
 
@@ -435,13 +459,20 @@ class KernelMount:
         )
         return Connected(self._connection.fd, terms)
 
-    def resume(self, mountpoint: Path, connected: Connected, answer: Answer | None) -> None:
+    def resume(
+        self,
+        mountpoint: Path,
+        connected: Connected,
+        answer: Answer | None,
+        on_answered: Callable[[], None],
+    ) -> None:
         """Serve a mount whose server is no more; instead of `mount`.
 
         Args:
             mountpoint: Where it is.
             connected: What that server had.
             answer: As `KernelConnection.resume`.
+            on_answered: As `KernelConnection.resume`.
         """
         terms = connected.terms
         features = Features(**terms.features)
@@ -450,7 +481,8 @@ class KernelMount:
         self._connection = KernelConnection(
             connected.fd, self._handlers, features, self._pace, terms.identity
         )
-        self._connection.resume(Agreement(terms.minor, terms.flags, features), answer)
+        agreement = Agreement(terms.minor, terms.flags, features)
+        self._connection.resume(agreement, answer, on_answered)
 
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted or `terminate` is called."""

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -236,7 +237,12 @@ def _kernel_trouble() -> str:
 
 
 def resume_transport(
-    handlers: Handlers, pace: Pace, mountpoint: Path, connected: Connected, answer: Answer | None
+    handlers: Handlers,
+    pace: Pace,
+    mountpoint: Path,
+    connected: Connected,
+    answer: Answer | None,
+    on_answered: Callable[[], None],
 ) -> Transport:
     """Return a transport that serves a mount whose server is no more.
 
@@ -246,12 +252,13 @@ def resume_transport(
         mountpoint: Where the mount is.
         connected: What the server had.
         answer: What it was going to answer to the last request that changed something.
+        on_answered: Called when a request has been answered.
     """
     from kaifs.fuse.kernel_requests import Features
     from kaifs.fuse.kernel_transport import KernelMount
 
     mount = KernelMount(handlers, Features(**connected.terms.features), pace)
-    mount.resume(mountpoint, connected, answer)
+    mount.resume(mountpoint, connected, answer, on_answered)
     return mount
 
 
