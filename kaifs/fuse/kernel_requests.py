@@ -45,6 +45,7 @@ _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _ATIME_NOW, _MTIME_NOW, _CTIME, _KILL_
         SetAttr.KILL_SUIDGID,
     )
 )
+_SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
 
@@ -155,6 +156,7 @@ class Requests:
         features: Features,
         forget_pages: Callable[[KernelNode], Awaitable[None]],
         discard_pages: Callable[[KernelNode], None],
+        forget_attributes: Callable[[KernelNode], None],
     ) -> None:
         """Answer with *handlers*.
 
@@ -164,12 +166,14 @@ class Requests:
             forget_pages: Has the kernel send what it has not written of a node, and drop
                 its pages; waits for that.
             discard_pages: The same without waiting.
+            forget_attributes: Has the kernel ask for a node's attributes again. Never blocks.
         """
         handlers.are_opens_told = not features.zero_message_open
         self._handlers = handlers
         self._features = features
         self._forget_pages = forget_pages
         self._discard_pages = discard_pages
+        self._forget_attributes = forget_attributes
         self._setxattr_size = p.SETXATTR_SHORT
         self._masks = False
         """Whether the kernel leaves the umask to us."""
@@ -491,12 +495,15 @@ class Requests:
     def _write(self, request: Request) -> Reply:
         _, offset, size, flags = p.WRITE_IN.unpack_from(request.view, p.BODY)
         start = p.BODY + p.WRITE_IN.size
+        kill = bool(flags & p.WRITE_KILL_SUIDGID)
+        if kill:
+            self._tell_killed(request.node)
         try:
             written = self._handlers.write(
                 request.node,
                 offset,
                 bytes(request.view[start : start + size]),
-                kill_privileges=bool(flags & p.WRITE_KILL_SUIDGID),
+                kill_privileges=kill,
                 keep_times=self._features.writeback,
             )
         except SealedError:
@@ -505,6 +512,15 @@ class Requests:
             self._discard_pages(request.node)
             raise
         return p.TWO_U32.pack(written, 0)
+
+    def _tell_killed(self, node: KernelNode) -> None:
+        """Have the kernel ask for the mode again if set-id bits are about to go.
+
+        Of what a request does to a mode it keeps nothing, also for execve(2). It asks when
+        this request has been answered.
+        """
+        if self._handlers.getattr(node).mode & _SET_ID:
+            self._forget_attributes(node)
 
     def _lseek(self, request: Request) -> Reply:
         _, offset, whence = p.LSEEK_IN.unpack_from(request.view, p.BODY)
@@ -524,6 +540,8 @@ class Requests:
 
     def _fallocate(self, request: Request) -> Reply:
         _, offset, length, mode = p.FALLOCATE_IN.unpack_from(request.view, p.BODY)
+        if request.uid != 0:
+            self._tell_killed(request.node)
         self._handlers.allocate(
             request.node,
             offset,
@@ -540,6 +558,8 @@ class Requests:
         )
         if flags:
             raise Refusal(errno.EINVAL)
+        if request.uid != 0:
+            self._tell_killed(KernelNode(target))
         return self._handlers.copy_range(
             request.node,
             start,

@@ -13,6 +13,7 @@ STRANGER = 65534
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
+_STATX_MODE = 2
 
 
 def renameat2(old: Path, new: Path, flags: int) -> None:
@@ -68,6 +69,18 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     if _libc.fallocate(fd, mode, *arguments):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+
+
+def mode_alone(path: Path) -> int:
+    """Return the mode as a program gets it that asks for nothing else, such as `ls -l`.
+
+    A file system may have it in memory while sizes and times must be asked for.
+    """
+    answer = ctypes.create_string_buffer(256)
+    if _libc.statx(_AT_FDCWD, os.fsencode(path), 0, _STATX_MODE, answer):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(path))
+    return int.from_bytes(answer.raw[28:30], "little")
 
 
 def birth_ns(path: Path) -> int | None:
