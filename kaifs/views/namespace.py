@@ -76,6 +76,8 @@ until it hears that, and the kernel remembers no attribute."""
 
 _SNAPSHOTS_PREFIX: Final = "@snapshots/"
 _VERSIONS_PREFIX: Final = "@versions/"
+_STEP_NS: Final = 10_000_000
+"""The longest step of the clock by which files are stamped."""
 _CURRENT: Final = "current"
 
 
@@ -177,6 +179,8 @@ class Namespace:
     """Unlinked inodes that the kernel still knows."""
     _nameless: set[KernelNode] = field(default_factory=set, init=False)
     """Those of them that never had a name: they may get one."""
+    _stamp_ns: int = field(default=0, init=False)
+    """The newest ctime that the kernel has sent; those it makes itself."""
 
     def __post_init__(self) -> None:
         self._store = self.forest.store
@@ -328,8 +332,14 @@ class Namespace:
             raise QuotaError
 
     def now_ns(self) -> int:
-        """Return the time, ns since 1970."""
-        return self._store.clock.now_ns()
+        """Return the time, ns since 1970, for a stamp that is not before one of the kernel's.
+
+        The kernel stamps what is written. Its clock moves in steps, as ours does, and in
+        between it never goes behind a finer stamp that it has given anywhere.
+        """
+        now_ns = self._store.clock.now_ns()
+        # One from far ahead is of before the clock was set back.
+        return self._stamp_ns if now_ns < self._stamp_ns < now_ns + _STEP_NS else now_ns
 
     def path_of(self, node: KernelNode) -> bytes | None:
         """Return a path of *node* from the root of the mount, None if it has none any more."""
@@ -381,6 +391,8 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             raise self._refusal(ino)
         tree = self._writable_tree(root)
+        if change.ctime_ns is not None:
+            self._stamp_ns = change.ctime_ns
         if self.squash is not None:
             # The kernel lets the one user there is change owners to themselves only.
             change = structs.replace(change, uid=None, gid=None)
