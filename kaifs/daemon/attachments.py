@@ -131,7 +131,7 @@ class Attachments:
         return not self.lent
 
     def terminate_removed(self, store: Store) -> None:
-        """End the connections of snapshots that are gone: who supervises a sandbox then kills it."""
+        """End the connections of snapshots that are gone: the warden of a sandbox then kills it."""
         for root, connection in self._connections.items():
             if store.root(root).state is RootState.SUPERSEDED:
                 connection.terminate()

@@ -31,7 +31,7 @@ UNSERVED_MAX: Final = 5
 """Servers in a row that died before they answered; then the mount is given up."""
 PAUSES_S: Final = (0.0, 0.1, 0.5, 2.0, 4.0)
 """Before each of them is started."""
-DEATHS_MAX: Final = 90
+DEATHS_MAX: Final = 150
 DEATHS_SPAN_S: Final = 60.0
 """More deaths than that in this time: something in the store or a request kills each server."""
 LOAD_MAX_S: Final = 60.0

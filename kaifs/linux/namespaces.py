@@ -182,7 +182,7 @@ def die_with_parent(parent: int) -> None:
     """
     _check(_libc().prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "prctl")
     if os.getppid() != parent:
-        raise ProcessLookupError("the supervisor has ended")
+        raise ProcessLookupError("the warden has ended")
 
 
 @cache

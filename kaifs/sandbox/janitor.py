@@ -1,8 +1,8 @@
-"""Finding and removing what a sandbox whose supervisor has died left behind.
+"""Finding and removing what a sandbox whose warden has died left behind.
 
 Mostly there is nothing: mounts end with their namespace, the network with its
 process, and processes with the thread that started them. What can be left are
-control groups, containers, and processes if the supervisor died within the few
+control groups, containers, and processes if the warden died within the few
 instructions before they are bound to it.
 """
 
@@ -38,7 +38,7 @@ class Leftover:
 
 
 def find_processes(label: str) -> list[tuple[SandboxName, ProcessId]]:
-    """Return the processes around sandboxes of *label* whose supervisor has died.
+    """Return the processes around sandboxes of *label* whose warden has died.
 
     Only such processes have the name in their environment. Whoever puts it into
     his own asks to be ended, no other process.
@@ -58,7 +58,7 @@ def find_processes(label: str) -> list[tuple[SandboxName, ProcessId]]:
 
 
 def find_group_folders(label: str) -> list[tuple[SandboxName, Path]]:
-    """Return the control groups of sandboxes of *label* whose supervisor has died.
+    """Return the control groups of sandboxes of *label* whose warden has died.
 
     Only an exact name counts, as `parse_name` takes it, never a part of one.
     """
@@ -69,7 +69,7 @@ def find_group_folders(label: str) -> list[tuple[SandboxName, Path]]:
 def clean(label: str, *, containers: bool = True) -> list[Leftover]:
     """Remove everything that sandboxes of *label* left behind; return what there was.
 
-    Sandboxes whose supervisor lives are left alone, in this process as in any
+    Sandboxes whose warden lives are left alone, in this process as in any
     other of this pid namespace.
 
     Args:
@@ -107,4 +107,4 @@ def _clean_containers(label: str) -> list[Leftover]:
 
 
 def _is_left(name: SandboxName | None, label: str) -> bool:
-    return name is not None and name.label == label and not is_running(name.supervisor)
+    return name is not None and name.label == label and not is_running(name.warden)

@@ -40,7 +40,7 @@ class Job:
     """Everything that the launcher does, in its order."""
 
     report: int
-    """Descriptor of a pipe to the supervisor, closed when the command has been started."""
+    """Descriptor of a pipe to the warden, closed when the command has been started."""
     streams: tuple[int | None, int | None, int | None]
     """Descriptors that become 0, 1 and 2; None is the sandbox's /dev/null."""
     terminal: int | None

@@ -25,17 +25,17 @@ class SandboxName:
 
     label: str
     """The store's uuid, or whatever else its owner looks for leftovers by."""
-    supervisor: ProcessId
+    warden: ProcessId
     token: str
 
     def __str__(self) -> str:
-        return f"{PREFIX}-{self.label}-{self.supervisor.pid}-{self.supervisor.started}-{self.token}"
+        return f"{PREFIX}-{self.label}-{self.warden.pid}-{self.warden.started}-{self.token}"
 
 
-def new_name(label: str, supervisor: int) -> SandboxName:
-    """Return a name for a sandbox that the process *supervisor* starts."""
+def new_name(label: str, warden: int) -> SandboxName:
+    """Return a name for a sandbox that the process *warden* starts."""
     assert _LABEL.fullmatch(label), "a label is letters and digits"
-    process = identify(supervisor)
+    process = identify(warden)
     assert process is not None, "a running process has an identity"
     return SandboxName(label, process, secrets.token_hex(4))
 
@@ -45,6 +45,6 @@ def parse_name(text: str) -> SandboxName | None:
     match = _NAME.fullmatch(text)
     if match is None:
         return None
-    supervisor = ProcessId(int(match["pid"]), int(match["started"]))
-    name = SandboxName(match["label"], supervisor, match["token"])
+    warden = ProcessId(int(match["pid"]), int(match["started"]))
+    name = SandboxName(match["label"], warden, match["token"])
     return name if str(name) == text else None

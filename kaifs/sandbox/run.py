@@ -65,7 +65,7 @@ _DRAIN_S: Final = 2.0
 _REPORT_MAX: Final = 65536
 _UNSHARED: Final = b"U"
 _GO: Final = b"G"
-_GIVEN_UP: Final = b"the supervisor has given up"
+_GIVEN_UP: Final = b"the warden has given up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,11 +329,11 @@ class _Start:
         info, informing = os.pipe2(os.O_CLOEXEC)
         said = os.memfd_create("bwrap", os.MFD_CLOEXEC)
         networks = prohibited_networks() if self.is_bridged else []
-        supervisor = os.getpid()
+        warden = os.getpid()
         try:
             pid = fork()
             if pid == 0:
-                setup = _SetUp(self, supervisor, running.name, streams, limits, networks)
+                setup = _SetUp(self, warden, running.name, streams, limits, networks)
                 os.close(going)
                 setup.run(agent_mount, reporting, waiting, informing, said)
             for fd in (reporting, waiting, informing):
@@ -393,14 +393,14 @@ class _SetUp:
     def __init__(
         self,
         start: _Start,
-        supervisor: int,
+        warden: int,
         name: str,
         streams: Streams,
         limits: Limits,
         networks: list[IPv4Network],
     ) -> None:
         self.start = start
-        self.supervisor = supervisor
+        self.warden = warden
         self.name = name
         self.streams = streams
         self.limits = limits
@@ -421,7 +421,7 @@ class _SetUp:
 
     def _prepare(self, agent_mount: AgentMount, report: int, waiting: int) -> None:
         start = self.start
-        die_with_parent(self.supervisor)
+        die_with_parent(self.warden)
         forget_signals()
         os.setsid()
         prefer_as_victim()
@@ -448,7 +448,7 @@ class _SetUp:
             os.setresgid(start.owner.gid, start.owner.gid, start.owner.gid)
             os.setresuid(start.owner.uid, start.owner.uid, start.owner.uid)
         # Cleared by the change of user.
-        die_with_parent(self.supervisor)
+        die_with_parent(self.warden)
 
     def _execute(self, report: int, informing: int, said: int) -> None:
         job = _memory_file("job", self._job(report).encode())

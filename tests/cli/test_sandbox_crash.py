@@ -1,4 +1,4 @@
-"""SIGKILL of daemon, supervisor or sandbox while something is done with a snapshot.
+"""SIGKILL of daemon, warden or sandbox while something is done with a snapshot.
 
 Whatever dies, and when: the states are some that the lifecycle has, the store is
 sound, and nothing is left over of the sandbox. As in `tests/daemon/test_crash.py`
@@ -117,15 +117,15 @@ class Scene:
         assert process.stdout.readline() == b"up\n"
         return [process]
 
-    def victims(self, kind: str, supervisor: int) -> list[ProcessId]:
+    def victims(self, kind: str, warden: int) -> list[ProcessId]:
         """Return the processes to be killed, if they are there by now."""
         if kind == "daemon":
             info = read_info(self.kaifs.store)
             return [] if info is None else [info.process]
-        if kind == "supervisor":
-            pids = [supervisor]
+        if kind == "warden":
+            pids = [warden]
         else:
-            pids = [pid for pid in _descendants(supervisor) if _is_sandbox(pid)]
+            pids = [pid for pid in _descendants(warden) if _is_sandbox(pid)]
         return [found for pid in pids if (found := identify(pid)) is not None]
 
     def commands_left(self) -> list[str]:
@@ -194,13 +194,13 @@ def _one_round(scene: Scene, operation: Operation, name: str, rng: random.Random
     scene.mount()
     runners = scene.begin(name, operation.begins)
     before = _versions(scene)
-    kind = rng.choice(["daemon", "supervisor", "sandbox"])
+    kind = rng.choice(["daemon", "warden", "sandbox"])
     words = [{"NAME": name, "SUITE": str(scene.suite)}.get(word, word) for word in operation.verb]
     process = scene.kaifs.start(*words)
     time.sleep(rng.uniform(0, DELAY_MAX_S))
     # Where nothing runs in a sandbox of its own, that of the runner is the one.
-    supervisors = [process.pid, *(runner.pid for runner in runners)]
-    victims = [one for pid in supervisors for one in scene.victims(kind, pid)]
+    wardens = [process.pid, *(runner.pid for runner in runners)]
+    victims = [one for pid in wardens for one in scene.victims(kind, pid)]
     for victim in victims:
         send_signal(victim, signal.SIGKILL)
     process.communicate(timeout=60)
@@ -271,7 +271,7 @@ def _check_commit(snapshot: SnapshotRecord | None, made: int) -> None:
 
 
 def test_nothing_runs_on_when_everybody_is_killed_at_once(bot: Shell, tmp_path: Path) -> None:
-    """Daemon and supervisor together: nobody is left who could tidy up."""
+    """Daemon and warden together: nobody is left who could tidy up."""
     scene = Scene(bot, tmp_path / "mnt")
     assert scene.mountpoint is not None
     scene.mountpoint.mkdir()

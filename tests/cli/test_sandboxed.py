@@ -576,7 +576,7 @@ def test_no_daemon_is_left_without_a_mount(shop: Workshop) -> None:
     assert (document["daemon"] is None) == (shop.mountpoint is None)
 
 
-def test_a_supervisor_that_is_killed_leaves_nothing(shop: Workshop) -> None:
+def test_a_warden_that_is_killed_leaves_nothing(shop: Workshop) -> None:
     name = shop.snapshot("a")
     process = shop.kaifs.start("test", name, "--suite", shop.suite("sleep 1000"))
     wait_until(lambda: _has_state(shop, "testing"))

@@ -423,7 +423,7 @@ except SnapshotIsolationError as error:
     assert "rootless" in done.stdout, done.stderr
 
 
-SUPERVISOR = """
+WARDEN = """
 import sys
 from kaifs.linux.namespaces import MountFlag, attach
 from kaifs.sandbox.container.run import start
@@ -437,10 +437,10 @@ running.wait()
 """
 
 
-def supervise(agent: Path, image: str) -> tuple["subprocess.Popen[str]", int]:
-    """Start a supervisor of its own; return it, and the pid of its keeper."""
+def start_warden(agent: Path, image: str) -> tuple["subprocess.Popen[str]", int]:
+    """Start a warden of its own; return it, and the pid of its keeper."""
     child = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR.format(agent=str(agent), image=image, label=LABEL)],
+        [sys.executable, "-c", WARDEN.format(agent=str(agent), image=image, label=LABEL)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
@@ -451,10 +451,8 @@ def supervise(agent: Path, image: str) -> tuple["subprocess.Popen[str]", int]:
     return child, int(line.split()[1])
 
 
-def test_keeper_removes_the_container_when_the_supervisor_is_killed(
-    agent: Path, image: str
-) -> None:
-    child, keeper = supervise(agent, image)
+def test_keeper_removes_the_container_when_the_warden_is_killed(agent: Path, image: str) -> None:
+    child, keeper = start_warden(agent, image)
     process = identify(keeper)
     assert process is not None
     with child:
@@ -468,7 +466,7 @@ def test_keeper_removes_the_container_when_the_supervisor_is_killed(
 def test_janitor_removes_the_container_when_the_keeper_is_killed_too(
     agent: Path, image: str
 ) -> None:
-    child, keeper = supervise(agent, image)
+    child, keeper = start_warden(agent, image)
     assert clean(LABEL) == []  # of the living
     with child:
         os.kill(keeper, signal.SIGKILL)
@@ -486,7 +484,7 @@ def test_killed_while_being_made_nothing_stays(agent: Path, image: str) -> None:
     """At moments all over the making; the janitor finds whatever is left."""
     for delay in (0.05, 0.15, 0.25, 0.35, 0.45):
         child = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISOR.format(agent=str(agent), image=image, label=LABEL)],
+            [sys.executable, "-c", WARDEN.format(agent=str(agent), image=image, label=LABEL)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What is left of sandboxes whose supervisor has died, and only that."""
+"""What is left of sandboxes whose warden has died, and only that."""
 
 import os
 import subprocess

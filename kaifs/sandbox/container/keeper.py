@@ -1,7 +1,7 @@
 """The process that looks after one container, from its making to its removal.
 
-It is a copy of the supervisor, in a mount namespace of its own, and outlives
-it: when the supervisor goes away, however it does, the pipe between them ends,
+It is a copy of the warden, in a mount namespace of its own, and outlives
+it: when the warden goes away, however it does, the pipe between them ends,
 and the keeper removes the container. Only what ends both at once leaves one
 for the janitor.
 """
@@ -48,7 +48,7 @@ from kaifs.sandbox.run import AgentMount, Owner, forget_signals, fork
 UNSHARED: Final = b"U"
 """Reported when the keeper is in its network namespace."""
 GO: Final = b"G"
-"""The supervisor's answer."""
+"""The warden's answer."""
 PREPARED: Final = b"P"
 """Reported when the limits have been seen and nothing but the start is left to be done."""
 FAILED: Final = b"E"
@@ -76,7 +76,7 @@ class Keeper:
     """What may not be reached, of a container with a network."""
     report: int
     lifeline: int
-    """Read end of a pipe whose other end the supervisor alone has."""
+    """Read end of a pipe whose other end the warden alone has."""
 
     def run(self, agent_mount: AgentMount, streams: Streams) -> NoReturn:
         """Do everything, and exit. In the copy only."""
@@ -99,7 +99,7 @@ class Keeper:
         inside = [*streams.inside]
         try:
             creation = self._stage(agent_mount)
-            # What else the supervisor had open would stay open as long as the container runs.
+            # What else the warden had open would stay open as long as the container runs.
             _close_all_but({self.report, self.lifeline, *(fd for fd in inside if fd is not None)})
             if self._is_given_up():
                 return
@@ -134,7 +134,7 @@ class Keeper:
         if policy.network == "bridge":
             self._tell(UNSHARED)
             if os.read(self.lifeline, 1) != GO:
-                raise ProcessLookupError("the supervisor has given up")
+                raise ProcessLookupError("the warden has given up")
             close_ways(list(self.networks))
         # Looked up before anything is covered.
         shown = [(one, open_shown(one, policy, ALL)) for one in allowed_paths(policy, stage)]
@@ -180,7 +180,7 @@ class Keeper:
         return None
 
     def _attend(self, inside: list[int | None], terminal: int | None, first: int | None) -> bool:
-        """Start the container and wait until it has ended; kill it when the supervisor says so.
+        """Start the container and wait until it has ended; kill it when the warden says so.
 
         Returns:
             Whether something in it was killed for want of memory, as far as it can be seen here.

@@ -43,12 +43,12 @@ def stop_containers(label: str, snapshot: str) -> int:
 
 
 def find_abandoned(label: str) -> list[tuple[Runtime, SandboxName]]:
-    """Return the containers of *label* whose supervisor has died."""
+    """Return the containers of *label* whose warden has died."""
     named = ((runtime, parse_name(text)) for runtime, text in find_containers(label))
     return [
         (runtime, name)
         for runtime, name in named
-        if name is not None and not is_running(name.supervisor)
+        if name is not None and not is_running(name.warden)
     ]
 
 
@@ -76,12 +76,12 @@ def remove_stage(name: str) -> None:
 
 
 def abandoned_stages(label: str) -> list[SandboxName]:
-    """Return the sandboxes of *label* that staged something, and whose supervisor has died."""
+    """Return the sandboxes of *label* that staged something, and whose warden has died."""
     with suppress(OSError):
         names = map(parse_name, os.listdir(SHARED_STAGE))
         return [
             name
             for name in names
-            if name is not None and name.label == label and not is_running(name.supervisor)
+            if name is not None and name.label == label and not is_running(name.warden)
         ]
     return []

@@ -26,7 +26,7 @@ from kaifs.sandbox.container.keeper import ENDED, FAILED, GO, PREPARED, UNSHARED
 from kaifs.sandbox.container.runtime import (
     SNAPSHOT_LABEL,
     STORE_LABEL,
-    SUPERVISOR_LABEL,
+    WARDEN_LABEL,
     Creation,
     check_image,
     choose_runtime,
@@ -235,7 +235,7 @@ def start(
         labels={
             STORE_LABEL: label,
             SNAPSHOT_LABEL: snapshot,
-            SUPERVISOR_LABEL: f"{name.supervisor.pid}:{name.supervisor.started}",
+            WARDEN_LABEL: f"{name.warden.pid}:{name.warden.started}",
         },
     )
     try:

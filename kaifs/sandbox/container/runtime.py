@@ -21,7 +21,7 @@ from kaifs.sandbox.root import HOME
 
 STORE_LABEL: Final = "kaifs.store"
 SNAPSHOT_LABEL: Final = "kaifs.snapshot"
-SUPERVISOR_LABEL: Final = "kaifs.supervisor"
+WARDEN_LABEL: Final = "kaifs.warden"
 
 _IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@+-]{0,254}")
 _PASSED_ON: Final = (
