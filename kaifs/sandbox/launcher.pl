@@ -37,7 +37,7 @@ for my $stream (0 .. 2) {
 }
 my $terminal = number();
 call('ioctl', $terminal, 0x540E, 0) if $terminal >= 0;    # TIOCSCTTY
-# All are closed by the exec, the report too: that is how the supervisor learns of it.
+# All are closed by the exec, the report too: that is how the warden learns of it.
 call('close_range', 3, 0xFFFFFFFF, 4) if number();
 umask 022;
 my $folder = shift @job;

@@ -163,7 +163,7 @@ def test_processes_that_a_command_leaves_behind_end_with_it(attack: Attack) -> N
     assert time.monotonic() - began < 10
 
 
-def test_killing_the_supervisor_ends_the_sandbox(agent: Path, package: Path) -> None:
+def test_killing_the_warden_ends_the_sandbox(agent: Path, package: Path) -> None:
     """SIGKILL lets nobody clean up; the kernel does, and the janitor removes the groups."""
     program = f"""
 from pathlib import Path
