@@ -26,7 +26,7 @@ from kaifs.base.errors import (
     NotMountedError,
     RestartError,
 )
-from kaifs.base.types import RootId, split_kernel_node
+from kaifs.base.types import SLOT_SHIFT, RootId, split_kernel_node
 from kaifs.control import server
 from kaifs.control.info import (
     DaemonInfo,
@@ -59,7 +59,7 @@ from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.transports import Connected, Pace, Transport, make_transport, resume_transport
 from kaifs.linux.files import write_all
-from kaifs.linux.mounts import MountEntry, MountUser, find_mount, mounts, users_of
+from kaifs.linux.mounts import MountEntry, MountUser, find_mount, mounts, users_of, written_inodes
 from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
 from kaifs.linux.sockets import listen_at
 from kaifs.meta.records import RootKind, RootState
@@ -148,6 +148,8 @@ class _Daemon:
         self._closing = trio.Event()
         """Set when nobody is to be let in at the control socket any more."""
         self._succession = Succession(settings.line, settings.kept)
+        self._old_writers: set[int] = set()
+        """Inode numbers, as stat(2) tells them, of files that are written since before we served."""
         self._is_leaving = False
         """Whether the mount is to go on in another process."""
 
@@ -217,7 +219,7 @@ class _Daemon:
             self._namespace, self._transport.notifier, self._succession.unsettled
         )
         self._attachments = Attachments(
-            self._flush,
+            self._flush_for_sandbox,
             self._epochs.sync,
             self._is_written,
             self._withdraw,
@@ -472,6 +474,12 @@ class _Daemon:
         await self._wait_invalidated()
         await self._wait_barrier()
 
+    async def _flush_for_sandbox(self) -> None:
+        """Flush, and find out which files programs write that they had opened before we served."""
+        await self._flush()
+        if self._settings.kept is not None and self._entry is not None:
+            self._old_writers = await trio.to_thread.run_sync(written_inodes, self._entry)
+
     async def _wait_invalidated(self) -> None:
         if not self._unmounted.is_set():
             with trio.move_on_after(INVALIDATION_WAIT_S) as waiting:
@@ -514,7 +522,10 @@ class _Daemon:
         return (inside if options.agent else f"{agent.name}/{inside}").encode()
 
     def _is_written(self, root_id: RootId) -> bool:
-        return self._handlers.is_root_written(root_id)
+        if self._handlers.is_root_written(root_id):
+            return True
+        slot = self._store.slot_of(root_id)
+        return any(number >> SLOT_SHIFT == slot for number in self._old_writers)
 
     def _withdraw(self, root_id: RootId) -> None:
         """Let the kernel forget a snapshot: from now on it is asked for each time."""

@@ -301,6 +301,39 @@ def users_of(mount: MountEntry) -> list[MountUser]:
     return sorted(MountUser(int(p.name), _command(p)) for p in processes if _uses(p, mount))
 
 
+def written_inodes(mount: MountEntry) -> set[int]:
+    """Return the inode numbers of files on *mount* that processes have open for writing, or mapped so.
+
+    As `users_of`. Not for who serves the mount to wait for: a process may be held up by it.
+    """
+    found: set[int] = set()
+    for process in (Path("/proc", name) for name in os.listdir("/proc") if name.isdigit()):
+        with suppress(OSError):
+            mount_ids = {e.mount_id for e in mounts(process.name) if e.device == mount.device}
+            if mount_ids:
+                found |= _written_by(process, mount_ids)
+        with suppress(OSError):
+            device = f"{mount.major:02x}:{mount.minor:02x}".encode()
+            for line in (process / "maps").read_bytes().splitlines():
+                fields = line.split(None, 5)
+                if len(fields) > 4 and fields[3] == device and fields[1][1::2] == b"ws":
+                    found.add(int(fields[4]))
+    return found
+
+
+def _written_by(process: Path, mount_ids: set[int]) -> set[int]:
+    """Return what *process* has open for writing. Source: proc_pid_fdinfo(5), `ino` since 5.14."""
+    found = set()
+    for name in os.listdir(process / "fdinfo"):
+        with suppress(OSError, ValueError, KeyError):
+            lines = (process / "fdinfo" / name).read_text().splitlines()
+            facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            writes = int(facts["flags"], 8) & os.O_ACCMODE != os.O_RDONLY
+            if writes and int(facts["mnt_id"]) in mount_ids:
+                found.add(int(facts["ino"]))
+    return found
+
+
 def _uses(process: Path, mount: MountEntry) -> bool:
     with suppress(OSError):
         if any(_is_below(process / link, mount.mountpoint) for link in ("cwd", "root", "exe")):

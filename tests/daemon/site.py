@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kaifs.control.info import DaemonInfo
+from kaifs.control.info import DaemonInfo, read_info
 from kaifs.daemon import lifecycle
 from kaifs.linux.mounts import find_mount
 from kaifs.linux.processes import ProcessId, is_running, send_signal, wait_end
@@ -69,3 +69,27 @@ class Site:
 
     def _processes(self) -> list[ProcessId]:
         return [process for info in self.infos for process in info.processes]
+
+
+def server(site: Site) -> DaemonInfo:
+    """Return the daemon that serves now; wait for it if it is being replaced."""
+    found: list[DaemonInfo] = []
+
+    def is_there() -> bool:
+        info = read_info(site.store)
+        if info is None or not is_running(info.process):
+            return False
+        found.append(info)
+        return True
+
+    wait_until(is_there, 60)
+    if found[-1] not in site.infos:
+        site.infos.append(found[-1])
+    return found[-1]
+
+
+def kill_server(site: Site) -> None:
+    """Kill the server, and not its supervisor; wait until another one serves."""
+    before = server(site)
+    send_signal(before.process, signal.SIGKILL)
+    wait_until(lambda: server(site).pid != before.pid, 60)

@@ -1,6 +1,7 @@
 """A sandbox's own connection to a snapshot: seen by it alone, coherent with the store's mount."""
 
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -11,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from kaifs.base.errors import MountBusyError, SnapshotIsolationError
+from kaifs.base.errors import MountBusyError, RestartError, SnapshotIsolationError
 from kaifs.control.client import attach, call, find_daemon
 from kaifs.control.messages import AttachParams
+from kaifs.daemon import lifecycle
 from kaifs.daemon.lifecycle import served
 from kaifs.linux.mounts import mounts
 from kaifs.service.snapshot import Params as SnapshotParams
 from kaifs.store.store import Store
 from kaifs.tree.fsck import check
-from tests.daemon.site import Site, wait_until
+from tests.daemon.site import Site, kill_server, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -256,6 +258,50 @@ def test_files_open_for_writing_outside_keep_a_sandbox_out(snapshot: Site) -> No
         pytest.raises(SnapshotIsolationError, match="open for writing"),
     ):
         attach(snapshot.store, AttachParams(reference=SNAPSHOT))
+
+
+@pytest.mark.parametrize("is_mapped", [False, True])
+def test_files_opened_for_writing_before_a_takeover_keep_a_sandbox_out(
+    snapshot: Site, is_mapped: bool
+) -> None:
+    """Whoever serves now has not been asked for those opens."""
+    path = snapshot.mountpoint / SNAPSHOT / "file"
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("r+b"))
+        if is_mapped:
+            opened.enter_context(mmap.mmap(file.fileno(), 5))
+            file.close()
+        opened.enter_context((snapshot.current / "other").open("wb"))
+        kill_server(snapshot)
+
+        with pytest.raises(SnapshotIsolationError, match="open for writing"):
+            attach(snapshot.store, AttachParams(reference=SNAPSHOT))
+        opened.pop_all().close()
+    with (snapshot.current / "other").open("ab"), path.open("rb"):
+        attach(snapshot.store, AttachParams(reference=SNAPSHOT)).close()
+
+
+def test_a_restart_is_refused_while_a_sandbox_runs(
+    snapshot: Site, enter: Callable[..., Inside]
+) -> None:
+    inside = enter()
+
+    with pytest.raises(RestartError, match="a sandbox runs"):
+        lifecycle.restart(snapshot.mountpoint)
+
+    assert inside.ask("open('file').read()") == "base"
+
+
+def test_a_killed_server_ends_its_sandboxes_and_the_next_one_has_their_snapshots(
+    snapshot: Site, enter: Callable[..., Inside]
+) -> None:
+    inside = enter()
+
+    kill_server(snapshot)
+
+    assert inside.ask("open('file').read()").startswith("errno ")
+    (snapshot.mountpoint / SNAPSHOT / "file").write_bytes(b"written outside\n")
+    assert enter().ask("open('file').read()") == "written outside"
 
 
 def test_umount_names_the_sandbox_and_changes_nothing(

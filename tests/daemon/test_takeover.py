@@ -21,7 +21,7 @@ import pytest
 
 from kaifs.base.errors import RestartError, StoreBusyError
 from kaifs.control.client import find_daemon
-from kaifs.control.info import DaemonInfo, log_path, read_info
+from kaifs.control.info import log_path
 from kaifs.daemon import lifecycle
 from kaifs.daemon.supervisor import UNSERVED_MAX
 from kaifs.fuse.protocol import Opcode
@@ -32,7 +32,7 @@ from kaifs.store.store import LOCK_NAME, Store
 from kaifs.store.superblock import SUPERBLOCK_NAME
 from kaifs.tree.forest import Forest
 from kaifs.tree.fsck import check
-from tests.daemon.site import Site, wait_ended, wait_until
+from tests.daemon.site import Site, kill_server, server, wait_ended, wait_until
 from tests.fuse.system_calls import give_name
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
@@ -107,30 +107,6 @@ def _sources(folder: Path) -> Path:
     archive = ["tar", "cf", str(folder / "archive.tar"), "-C", str(repository), "."]
     subprocess.run(archive, check=True)
     return folder
-
-
-def server(site: Site) -> DaemonInfo:
-    """Return the daemon that serves now; wait for it if it is being replaced."""
-    found: list[DaemonInfo] = []
-
-    def is_there() -> bool:
-        info = read_info(site.store)
-        if info is None or not is_running(info.process):
-            return False
-        found.append(info)
-        return True
-
-    wait_until(is_there, 60)
-    if found[-1] not in site.infos:
-        site.infos.append(found[-1])
-    return found[-1]
-
-
-def kill_server(site: Site) -> None:
-    """Kill the server, and not its supervisor; wait until another one serves."""
-    before = server(site)
-    send_signal(before.process, signal.SIGKILL)
-    wait_until(lambda: server(site).pid != before.pid, 60)
 
 
 def restart(site: Site) -> None:
