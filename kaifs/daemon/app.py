@@ -79,6 +79,8 @@ STORE_WAIT_S: Final = 10.0
 """Seconds for which a mount waits for an embedded verb to let the store go."""
 DETACH_WAIT_S: Final = 1.0
 """Seconds within which a mount that nobody uses is gone after it was detached."""
+UNMOUNT_WAIT_S: Final = 5.0
+"""The same of a mount that was not busy when it was unmounted."""
 INVALIDATION_WAIT_S: Final = 30.0
 """Seconds that a verb's answer waits for the kernel to forget what the verb made wrong."""
 SOCKET_MODE: Final = 0o666
@@ -676,7 +678,9 @@ class _Daemon:
                     await self._check_unused()
                     raise MountBusyError(f"{mountpoint}: {error.strerror}") from error
                 raise NotMountedError(f"{mountpoint}: {error.strerror}") from error
-            with trio.move_on_after(DETACH_WAIT_S if lazy else float("inf")):
+            # Another mount namespace, such as a container's, may have the mount too: as long as
+            # it does, this is what --lazy is.
+            with trio.move_on_after(DETACH_WAIT_S if lazy else UNMOUNT_WAIT_S):
                 await self._unmounted.wait()
             if self._unmounted.is_set():
                 self._namespace.forget_all()

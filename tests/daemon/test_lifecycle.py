@@ -169,6 +169,31 @@ def test_umount_of_a_mount_in_use_names_the_processes_and_changes_nothing(mounte
     assert (mounted.current / "file").read_bytes() == b"still works"
 
 
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["pyfuse3", "kernel"])
+def test_umount_does_not_wait_for_another_mount_namespace_that_has_the_mount_too(
+    site: Site, transport: str
+) -> None:
+    """A container that was started meanwhile has a copy of every mount."""
+    info = site.mount(f"transport={transport}")
+    (site.mountpoint / "agent").mkdir()
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo in; read line"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as container:
+        assert container.stdout is not None
+        assert container.stdout.readline() == b"in\n"
+
+        unmounted = site.umount()
+
+        assert not unmounted.has_ended
+        assert find_mount(site.mountpoint) is None
+        container.communicate(b"leave\n")
+    wait_ended(info)
+    site.mount()
+    assert (site.mountpoint / "agent").is_dir()
+    site.umount()
+
+
 def test_lazy_umount_detaches_and_ends_the_daemon_after_the_last_user(mounted: Site) -> None:
     (info,) = mounted.infos
     with open(mounted.current / "file", "wb", buffering=0) as file:
