@@ -114,6 +114,9 @@ class _Round:
         if self._numbers & {2, 13, 16, 19, 20, 21}:
             self._mend_registry()
         self._mend_trees()
+        if 22 in self._numbers:
+            # The commit that follows has all of it.
+            self._note("journal: begins anew after this epoch")
 
     def _note(self, text: str) -> None:
         self._done.append(text)

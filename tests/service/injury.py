@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import zstandard
 from msgspec.structs import replace as replaced
 
+from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import Ino
 from kaifs.blocks.segments import RECORD_HEADER_SIZE, segment_name
 from kaifs.meta import keys
 from kaifs.meta.database import Table
-from kaifs.meta.node import Leaf, decode_node, encode_node
+from kaifs.meta.index import INDEX_FILE, MIRROR_FILE
+from kaifs.meta.node import ZSTD_MAGIC, Leaf, decode_node, encode_node
 from kaifs.meta.records import INODE, VERSION, InodeRecord, VersionRecord
 from kaifs.service.alerts import Alert
 from kaifs.service.verify import Result, Validation
@@ -76,23 +80,34 @@ class Injured:
 
     # --- index -------------------------------------------------------------------------
 
-    @property
-    def copies(self) -> list[Path]:
-        """The two copies of the index."""
-        folder = self.desk.path / INDEX_FOLDER
-        return [folder / "data.mdb", folder / "mirror" / "data.mdb"]
-
     def flip_in_index(self, payload: bytes, *, both: bool = True) -> None:
-        """Flip the first byte of *payload* wherever it is, in one copy of the index or in both."""
-        self.desk.store.commit()
+        """Flip a byte of each record with *payload*, in the main copy of the index or in both."""
+        store = self.desk.store
+        store.commit()
         self.is_index_hurt = True
-        count = 0
-        for path in self.copies[: 2 if both else 1]:
-            for found in re.finditer(re.escape(payload), path.read_bytes()):
-                flip(path, found.start())
-                count += 1
-        assert count, "it is somewhere"
+        records = list(self._records_with(payload))
+        assert records, "it is somewhere"
+        folder = self.desk.path / INDEX_FOLDER
+        raw = (folder / INDEX_FILE).read_bytes()
+        for record in records:
+            for found in re.finditer(re.escape(record), raw):
+                flip(folder / INDEX_FILE, found.start() + len(record) // 2)
+        if both:
+            # What is damaged at one place can be had from no place of the mirror.
+            flip(folder / MIRROR_FILE, (folder / MIRROR_FILE).stat().st_size - 3)
         self.forget()
+
+    def _records_with(self, payload: bytes) -> Iterator[bytes]:
+        database = self.desk.store.database
+        for table in Table:
+            for key in database.keys(table):
+                record = b""
+                with suppress(StoreDamagedError):
+                    record = database.get(table, key) or b""
+                is_packed = record[:4] == ZSTD_MAGIC
+                plain = zstandard.decompress(record) if is_packed else record
+                if payload in plain or payload in record:
+                    yield record
 
     def forge_inode(
         self, label: str, path: bytes, change: Callable[[InodeRecord], InodeRecord], **where: Any

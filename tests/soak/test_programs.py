@@ -102,7 +102,8 @@ def test_a_repository_is_cloned_packed_and_sound(site: Site, folder: Path) -> No
         subprocess.run([*git, "checkout", "-q", f"HEAD~{number}"], cwd=clone, check=True)
         subprocess.run([*git, "checkout", "-q", "-"], cwd=clone, check=True)
     call(site.store, "snapshot", SnapshotParams(reference="agent", name="later"))
-    for place in {clone, site.mountpoint / "agent/@snapshots/later/work/clone"}:
+    later = site.mountpoint / "agent/@snapshots/later"
+    for place in {clone, later / clone.relative_to(site.current)}:
         if place.exists():
             trust = ["-c", f"safe.directory={place}"]
             status = subprocess.check_output([*git, *trust, "status", "--porcelain"], cwd=place)

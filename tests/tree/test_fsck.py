@@ -619,6 +619,11 @@ def a_memo_is_of_no_version(patient: Patient) -> None:
     patient.store.put_verified(patient.tree.root.root_id, VerifiedRecord(0, b"", b"", ()))
 
 
+@breaks(22)
+def the_journal_lacks_its_last_record(patient: Patient) -> None:
+    patient.store.sequence += 1
+
+
 def _aside_key(aside: QuarantineRecord) -> bytes:
     return aside.agent_id.to_bytes(8, "big") + aside.label.encode()
 
