@@ -52,7 +52,7 @@ BAD: list[tuple[str, str]] = [
     ("mount {store} {tmp}/empty -o agent=nobody", "E123|E112"),
     ("mount {store} {tmp}/empty -o agent=bot,view=@versions/9.9.9", "E101|E112"),
     ("mount {tmp}/none {tmp}/empty", "E110"),
-    ("restart {tmp}/empty", "E135"),
+    ("restart {tmp}/empty", "E110"),
     ("umount {tmp}/empty", "E135"),
     ("umount {tmp}/none", "E135"),
     ("status --store {tmp}/none", "E110"),
