@@ -38,9 +38,9 @@ LOAD_MAX_S: Final = 60.0
 """Seconds in which a successor must have loaded its code."""
 EXIT_GIVEN_UP: Final = 1
 
-_THREAD_PIDFD: Final = os.O_EXCL
-"""PIDFD_THREAD, since Linux 6.9: readable when the process's first thread has ended, also if others
-of it cannot yet. A server whose requests can be had again needs a kernel as new as that."""
+LOOK_S: Final = 0.25
+"""Seconds after which a server is looked at. No descriptor tells of the death of one of whose threads
+one cannot end yet: since Linux 6.15 not even a PIDFD_THREAD of its first thread."""
 _LINGER_POLL_MS: Final = 2
 _BACKLOG: Final = 64
 
@@ -63,7 +63,7 @@ class _Child:
             theirs.close()
             for fd in fds:
                 os.close(fd)
-        self.pidfd = _watched(self.pid)
+        self.pidfd = os.pidfd_open(self.pid)
         self.is_loaded = False
         self.is_answering = False
         self.ending: bool | None = None
@@ -149,13 +149,12 @@ class Supervisor:
                 if self._successor is not None:
                     self._hear_successor(self._successor, ready)
                 self._lingering = [one for one in self._lingering if not _is_reaped(one)]
-                if self._server.pidfd in ready and (status := self._bury()) is not None:
+                is_dead = self._server.pidfd in ready or _is_zombie(self._server.pid)
+                if is_dead and (status := self._bury()) is not None:
                     return status
 
     def _timeout_ms(self) -> float | None:
-        if self._successor is not None or self._lingering:
-            return 1000
-        return None
+        return LOOK_S * 1000 if self._kept is not None else None
 
     # --- what the server says --------------------------------------------------------------
 
@@ -358,12 +357,13 @@ class _woken:
         os.close(self._theirs)
 
 
-def _watched(pid: int) -> int:
-    """Return a descriptor that can be read when *pid* has ended, but perhaps for some threads."""
+def _is_zombie(pid: int) -> bool:
+    """Return whether the first thread of *pid* has ended."""
     try:
-        return os.pidfd_open(pid, _THREAD_PIDFD)
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
-        return os.pidfd_open(pid)
+        return False
+    return stat.rpartition(b")")[2].split()[0] in (b"Z", b"X")
 
 
 def _only_notifies(pid: int) -> bool:

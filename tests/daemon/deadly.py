@@ -1,23 +1,29 @@
 """A server that dies at an exact point of a request, for tests of what its successor does.
 
 Usage: as `kaifs.daemon.main`. The file that `KAIFS_TEST_TRAP` names holds an opcode,
-where to die (`before-journal`, `before-reply`, `after-reply`) and how often; it is
+where to die (`before-journal`, `before-reply`, `after-reply`; `notifying`: before the
+reply, while a thread waits for the kernel, which waits for that) and how often; it is
 taken away by the last death.
 """
 
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kaifs.base.types import KernelNode
 from kaifs.daemon import main
 from kaifs.fuse.kernel_requests import Request
 from kaifs.fuse.kernel_transport import KernelConnection
-from kaifs.fuse.protocol import OUT_HEADER
+from kaifs.fuse.protocol import OUT_HEADER, Opcode
+from kaifs.linux.processes import NOTIFYING, set_process_name
 
 TRAP = Path(os.environ["KAIFS_TEST_TRAP"])
+_nodes: dict[int, KernelNode] = {}
 _opcodes: dict[int, int] = {}
 """Of requests, by their `unique`."""
 
@@ -37,6 +43,24 @@ def _step_on(place: str, unique: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _wait_for_kernel(connection: KernelConnection, folder: KernelNode) -> None:
+    """Let a thread wait for the lock of *folder*, which the request that is unanswered holds."""
+    started: list[int] = []
+
+    def notify() -> None:
+        set_process_name(NOTIFYING)
+        started.append(threading.get_native_id())
+        connection.invalidate_entry(folder, b"name")
+
+    threading.Thread(target=notify, daemon=True).start()
+    while not started or _state(started[0]) != "D":
+        time.sleep(0.001)
+
+
+def _state(thread: int) -> str:
+    return Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def _patch(name: str, around: Callable[..., Any]) -> None:
     original = getattr(KernelConnection, name)
 
@@ -49,6 +73,8 @@ def _patch(name: str, around: Callable[..., Any]) -> None:
 def _answer(original: Callable[..., None], self: Any, request: Request) -> None:
     request.load()
     _opcodes[request.unique] = request.opcode
+    if request.opcode == Opcode.MKDIR:
+        _nodes[request.unique] = request.node
     if not getattr(self, "has_trap", False):
         self.has_trap = True
         settle = self._settle
@@ -65,6 +91,9 @@ def _answer(original: Callable[..., None], self: Any, request: Request) -> None:
 def _send(original: Callable[..., None], self: Any, parts: list[bytes]) -> None:
     _, _, unique = OUT_HEADER.unpack(parts[0])
     _step_on("before-reply", unique)
+    if unique in _nodes and TRAP.exists() and "notifying" in TRAP.read_text():
+        _wait_for_kernel(self, _nodes[unique])
+        _step_on("notifying", unique)
     original(self, parts)
     _step_on("after-reply", unique)
 

@@ -398,6 +398,18 @@ def test_a_change_is_made_once_wherever_the_server_dies(trap: Trap, place: str, 
     check_store(trap.site)
 
 
+def test_a_thread_that_waits_for_the_kernel_keeps_no_successor_from_serving(trap: Trap) -> None:
+    """It waits for a lock that an unanswered request holds, which only a successor can answer."""
+    trap.set(Opcode.MKDIR, "notifying")
+
+    (trap.site.current / "d").mkdir()
+
+    trap.check()
+    assert os.listdir(trap.site.current) == ["d"]
+    assert log_of(trap.site).count("answered_again") == 1
+    trap.site.umount()
+
+
 # --- the supervisor ------------------------------------------------------------------------------
 
 
