@@ -515,12 +515,12 @@ class Tree:
             return None
         self._check_replaceable(inode, displaced, new_name)
         kind = stat.S_IFMT(displaced.mode)
-        self._remove(new_parent, self.inode(new_parent), new_name, other, kind, now_ns)
+        seq = self._remove(new_parent, self.inode(new_parent), new_name, other, kind, now_ns)
         if kind == stat.S_IFDIR:
             self._make_orphan(other, replace(displaced, nlink=0, ctime_ns=now_ns))
         else:
             self._drop_link(other, displaced, now_ns)
-        self._move(parent, name, new_parent, new_name, ino, now_ns)
+        self._move(parent, name, new_parent, new_name, ino, now_ns, seq)
         return other if kind == stat.S_IFDIR or displaced.nlink == 1 else None
 
     def _check_replaceable(self, inode: InodeRecord, displaced: InodeRecord, name: bytes) -> None:
@@ -548,11 +548,25 @@ class Tree:
             raise TooManyLinksError(f"inode {new_parent}")
 
     def _move(
-        self, parent: Ino, name: bytes, new_parent: Ino, new_name: bytes, ino: Ino, now_ns: int
+        self,
+        parent: Ino,
+        name: bytes,
+        new_parent: Ino,
+        new_name: bytes,
+        ino: Ino,
+        now_ns: int,
+        seq: int | None = None,
     ) -> None:
+        """Give *ino* another name, which takes the place *seq* in the listing.
+
+        None: the place of the old name if it is the same directory, else a new one. Who
+        reads the directory meanwhile sees a name that goes to and fro once, and ends.
+        """
         kind = stat.S_IFMT(self.inode(ino).mode)
-        self._remove(parent, self.inode(parent), name, ino, kind, now_ns)
-        self._insert(new_parent, self.inode(new_parent), new_name, ino, kind, now_ns)
+        old_seq = self._remove(parent, self.inode(parent), name, ino, kind, now_ns)
+        if seq is None and parent == new_parent:
+            seq = old_seq
+        self._insert(new_parent, self.inode(new_parent), new_name, ino, kind, now_ns, seq)
         self.put_inode(ino, replace(self.inode(ino), ctime_ns=now_ns))
 
     def _exchange(
@@ -566,10 +580,11 @@ class Tree:
         now_ns: int,
     ) -> None:
         kind, other_kind = (stat.S_IFMT(self.inode(one).mode) for one in (ino, other))
-        self._remove(parent, self.inode(parent), name, ino, kind, now_ns)
-        self._remove(new_parent, self.inode(new_parent), new_name, other, other_kind, now_ns)
-        self._insert(new_parent, self.inode(new_parent), new_name, ino, kind, now_ns)
-        self._insert(parent, self.inode(parent), name, other, other_kind, now_ns)
+        seq = self._remove(parent, self.inode(parent), name, ino, kind, now_ns)
+        above = self.inode(new_parent)
+        new_seq = self._remove(new_parent, above, new_name, other, other_kind, now_ns)
+        self._insert(new_parent, self.inode(new_parent), new_name, ino, kind, now_ns, new_seq)
+        self._insert(parent, self.inode(parent), name, other, other_kind, now_ns, seq)
         for one in (ino, other):
             self.put_inode(one, replace(self.inode(one), ctime_ns=now_ns))
 
@@ -590,9 +605,20 @@ class Tree:
         return above
 
     def _insert(
-        self, parent: Ino, above: InodeRecord, name: bytes, ino: Ino, kind: int, now_ns: int
+        self,
+        parent: Ino,
+        above: InodeRecord,
+        name: bytes,
+        ino: Ino,
+        kind: int,
+        now_ns: int,
+        seq: int | None = None,
     ) -> None:
-        seq = above.next_seq
+        """Add an entry, at the place *seq* of the listing, which is free; None: at its end."""
+        next_seq = above.next_seq
+        if seq is None:
+            seq = next_seq
+            next_seq += 1
         put = self.btree.put
         put(keys.dentry_key(parent, name), encode_dentry(ino, seq, kind >> 12))
         put(keys.dir_index_key(parent, seq), encode_dir_index(ino, kind >> 12, name))
@@ -600,7 +626,7 @@ class Tree:
         changed = replace(
             above,
             size=above.size + 1,
-            next_seq=seq + 1,
+            next_seq=next_seq,
             nlink=above.nlink + (kind == stat.S_IFDIR),
             mtime_ns=now_ns,
             ctime_ns=now_ns,
@@ -609,12 +635,14 @@ class Tree:
 
     def _remove(
         self, parent: Ino, above: InodeRecord, name: bytes, ino: Ino, kind: int, now_ns: int
-    ) -> None:
+    ) -> int:
+        """Take an entry away, and return its place in the listing."""
         dentry = keys.dentry_key(parent, name)
         value = self.btree.get(dentry)
         assert value is not None, "the caller has found the entry"
+        seq = decode_dentry(value)[1]
         self.btree.delete(dentry)
-        self.btree.delete(keys.dir_index_key(parent, decode_dentry(value)[1]))
+        self.btree.delete(keys.dir_index_key(parent, seq))
         self.btree.delete(keys.link_key(ino, parent, name))
         changed = replace(
             above,
@@ -624,6 +652,7 @@ class Tree:
             ctime_ns=now_ns,
         )
         self.put_inode(parent, changed)
+        return seq
 
     # --- orphans -----------------------------------------------------------------------
 

@@ -142,6 +142,44 @@ def test_rename_into_itself_and_over_a_full_directory_is_refused(folder: Path) -
     os.rename(folder / "c", folder / "a/b")
 
 
+def test_a_listing_ends_although_each_file_is_renamed_to_and_fro_meanwhile(folder: Path) -> None:
+    """What a rename has put at the end of the listing again would be met for ever."""
+    names = {f"f{number}" for number in range(2000)}
+    for name in names:
+        (folder / name).touch()
+    listed = []
+
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            listed.append(entry.name)
+            os.rename(folder / entry.name, folder / "other")
+            os.rename(folder / "other", folder / entry.name)
+            assert len(listed) <= len(names)
+
+    assert set(listed) == names
+
+
+def test_names_that_stay_are_met_once_whatever_is_renamed_over_them(folder: Path) -> None:
+    """A name that is there all the time is in the listing, whichever file has it."""
+    names = {f"f{number}" for number in range(2000)}
+    for name in names:
+        (folder / name).touch()
+    (folder / "beside").mkdir()
+    listed = []
+
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name == "beside":
+                continue
+            listed.append(entry.name)
+            (folder / "beside/new").touch()
+            os.rename(folder / "beside/new", folder / entry.name)
+            renameat2(folder / entry.name, folder / "f0", RENAME_EXCHANGE)
+            assert len(listed) <= len(names)
+
+    assert set(listed) == names
+
+
 def test_rename_without_replacing(folder: Path) -> None:
     (folder / "a").write_bytes(b"a")
     (folder / "b").write_bytes(b"b")
