@@ -191,22 +191,6 @@ class Database:
             else:
                 return
 
-    def copy(self, path: Path) -> None:
-        """Write this copy of the index to the file *path*, as of now; it is synced.
-
-        Raises:
-            NoSpaceError, StoreIOError: the system refuses.
-        """
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                self._env.copyfd(fd)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        except (lmdb.Error, OSError) as error:
-            raise self._failure(error) from error
-
     def _failure(self, error: lmdb.Error | OSError) -> NoSpaceError | StoreIOError:
         # Where the disk fills up in the middle of a write, LMDB says EIO: mdb_page_flush,
         # "Short write, filesystem full?".

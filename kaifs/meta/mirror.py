@@ -21,6 +21,7 @@ import msgspec
 
 from kaifs.base.digest import checksum, record_checksum
 from kaifs.base.errors import NoSpaceError, StoreDamagedError, StoreIOError
+from kaifs.base.zstd import expand
 from kaifs.linux.files import fsync_directory
 from kaifs.meta.database import Changes, Table
 
@@ -264,14 +265,9 @@ def _portions(changes: Changes) -> Iterator[Records]:
 
 
 def _expand(stored: bytes, size: int) -> Records:
-    import zstandard
-
     try:
-        # The checksum has said that it is ours; no other size is believed all the same.
-        if zstandard.frame_content_size(stored) != size:
-            raise StoreDamagedError("mirror of the index has a frame of another size")
-        return _decoder.decode(zstandard.ZstdDecompressor().decompress(stored))
-    except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+        return _decoder.decode(expand(stored, size, size))
+    except (ValueError, msgspec.MsgspecError) as error:
         raise StoreDamagedError(f"mirror of the index is unreadable: {error}") from error
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import Generation, NodeId
+from kaifs.base.zstd import expand
 
 if TYPE_CHECKING:
     import zstandard
@@ -116,19 +117,6 @@ def _compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=_LEVEL)
 
 
-def _expand(record: bytes) -> bytes:
-    import zstandard
-
-    try:
-        # The frame says how much memory to take, so it is asked before it is believed.
-        if not 0 < zstandard.frame_content_size(record) <= RECORD_MAX:
-            raise ValueError("frame of another size")
-        # Threads read nodes, too: a decompressor is for one of them.
-        return zstandard.ZstdDecompressor().decompress(record)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
-
-
 class _LeafRecord(msgspec.Struct, array_like=True, tag="L", gc=False):
     generation: int
     keys: list[bytes]
@@ -164,7 +152,9 @@ def decode_node(node_id: NodeId, record: bytes) -> Leaf | Branch:
         StoreDamagedError: *record* is no node.
     """
     try:
-        fields = _decoder.decode(_expand(record) if record[:4] == ZSTD_MAGIC else record)
+        fields = _decoder.decode(
+            expand(record, 1, RECORD_MAX) if record[:4] == ZSTD_MAGIC else record
+        )
     except (msgspec.MsgspecError, ValueError) as error:
         raise StoreDamagedError(f"unreadable node {node_id}: {error}") from error
     generation = Generation(fields.generation)

@@ -12,8 +12,10 @@ import os
 import select
 import stat
 import termios
+import time
 import tty
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Final
 
 from kaifs.base.errors import ArgumentValueError
@@ -32,6 +34,14 @@ class _Flow:
     """Whether the end of one is to be told to the other."""
     to_terminal: bool = False
     waiting: bytearray = field(default_factory=bytearray)
+
+
+class Carried(Enum):
+    """Why `Streams.carry` has returned."""
+
+    ENDED = auto()
+    LEASH = auto()
+    TIME_IS_UP = auto()
 
 
 class Streams:
@@ -102,7 +112,35 @@ class Streams:
                 self._settings = termios.tcgetattr(self._outer)
                 tty.setraw(self._outer, termios.TCSADRAIN)
 
-    def register(self, poll: select.poll) -> None:
+    def carry(self, ended: int, leash: int, deadline: float | None) -> Carried:
+        """Copy until something happens.
+
+        Args:
+            ended: A descriptor that can be read once the command has ended.
+            leash: One that can be read, or is closed at its other end, when it is to end;
+                -1 if there is none.
+            deadline: When its time is up, on the monotonic clock.
+        """
+        while True:
+            poll = select.poll()
+            poll.register(ended, select.POLLIN)
+            self._register(poll)
+            if leash >= 0:
+                poll.register(leash, select.POLLIN)
+            left_ms = None
+            if deadline is not None:
+                left_ms = max(0.0, deadline - time.monotonic()) * 1000 + 1
+            events = dict(poll.poll(left_ms))
+            if events.pop(ended, 0):
+                return Carried.ENDED
+            is_pulled = events.pop(leash, 0)
+            self._handle(events)
+            if is_pulled:
+                return Carried.LEASH
+            if deadline is not None and time.monotonic() >= deadline:
+                return Carried.TIME_IS_UP
+
+    def _register(self, poll: select.poll) -> None:
         """Tell *poll*, a new one, what to wait for."""
         events: dict[int, int] = {}
         for flow in self._flows:
@@ -113,7 +151,7 @@ class Streams:
         for fd, mask in events.items():
             poll.register(fd, mask)
 
-    def handle(self, events: dict[int, int]) -> None:
+    def _handle(self, events: dict[int, int]) -> None:
         """Copy what *events* of a poll, by descriptor, say can be copied."""
         self._follow_size()
         for flow in list(self._flows):
@@ -131,11 +169,11 @@ class Streams:
             self._end(flow)
         while self._flows:
             poll = select.poll()
-            self.register(poll)
+            self._register(poll)
             events = dict(poll.poll(timeout_s * 1000))
             if not events:
                 break
-            self.handle(events)
+            self._handle(events)
 
     def close(self) -> None:
         """Give the terminal back and close everything that was made."""

@@ -50,7 +50,7 @@ from kaifs.sandbox.limits import Limits, make_limits, prefer_as_victim
 from kaifs.sandbox.names import VARIABLE, SandboxName, new_name
 from kaifs.sandbox.network import UserNetwork, close_ways, prohibited_networks
 from kaifs.sandbox.policy import Policy
-from kaifs.sandbox.relay import Streams
+from kaifs.sandbox.relay import Carried, Streams
 from kaifs.sandbox.root import HOME, INNER_ID, Root
 from kaifs.sandbox.syscalls import default_filter, user_filter
 
@@ -150,22 +150,14 @@ class Running:
         if self._outcome is not None:
             return self._outcome
         while True:
-            poll = select.poll()
-            poll.register(self._outer, select.POLLIN)
-            self._streams.register(poll)
-            if leash >= 0:
-                poll.register(leash, select.POLLIN)
-            events = dict(poll.poll(self._milliseconds_left()))
-            if events.pop(self._outer, 0):
-                break
-            if events.pop(leash, 0):
-                leash = -1
-                self.kill()
-            self._streams.handle(events)
-            if self._deadline is not None and time.monotonic() >= self._deadline:
+            found = self._streams.carry(self._outer, leash, self._deadline)
+            if found is Carried.ENDED:
+                return self._finish()
+            if found is Carried.TIME_IS_UP:
                 self._timed_out, self._deadline = True, None
-                self.kill()
-        return self._finish()
+            else:
+                leash = -1
+            self.kill()
 
     def kill(self) -> None:
         """Kill every process in the sandbox; `wait` tells when they are gone."""
@@ -193,11 +185,6 @@ class Running:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _milliseconds_left(self) -> float | None:
-        if self._deadline is None:
-            return None
-        return max(0.0, self._deadline - time.monotonic()) * 1000 + 1
 
     def _finish(self) -> Outcome:
         status, usage = self._reap()

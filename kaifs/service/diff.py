@@ -13,7 +13,7 @@ from kaifs.base.types import RootId
 from kaifs.service.context import Context
 from kaifs.service.patch import Side, count_lines, find_side, has_lines, render, what_differs
 from kaifs.service.reference import resolve
-from kaifs.service.steps import Item, Output, Progress, Step
+from kaifs.service.steps import Item, Output, Progress, Step, tell
 from kaifs.service.text import path_text, quote_path
 from kaifs.tree.diff import Difference, by_file, diff_steps
 from kaifs.tree.tree import Tree
@@ -92,12 +92,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 
 def _compare(old: Tree, new: Tree) -> Generator[Step, Item | None, list[Difference]]:
     steps = diff_steps(old, new)
-    try:
-        while True:
-            yield Progress(next(steps), 0, "files", "comparing")
-    except StopIteration as stop:
-        found: list[Difference] = stop.value
-        return found
+    return (yield from tell(steps, lambda done: Progress(done, 0, "files", "comparing")))
 
 
 def _roots(context: Context, params: Params) -> tuple[RootId, RootId]:

@@ -6,7 +6,7 @@ import msgspec
 
 from kaifs.base.errors import AccessDeniedError
 from kaifs.service.context import Context
-from kaifs.service.steps import Item, Progress, Step
+from kaifs.service.steps import Item, Progress, Step, tell
 from kaifs.tree.fsck import Finding, check_steps
 
 
@@ -53,9 +53,4 @@ def describe(found: list[Finding]) -> tuple[Broken, ...]:
 
 def _check(context: Context) -> Generator[Step, Item | None, list[Finding]]:
     checking = check_steps(context.store)
-    try:
-        while True:
-            yield Progress(next(checking), 0, "records", "checking")
-    except StopIteration as stop:
-        found: list[Finding] = stop.value
-        return found
+    return (yield from tell(checking, lambda done: Progress(done, 0, "records", "checking")))

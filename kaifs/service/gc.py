@@ -6,8 +6,8 @@ import msgspec
 
 from kaifs.base.errors import AccessDeniedError
 from kaifs.service.context import Context
-from kaifs.service.steps import Commit, Item, Progress, Step
-from kaifs.store.gc import CommitWanted, Freed, collect
+from kaifs.service.steps import Commit, Item, Progress, Step, tell
+from kaifs.store.gc import CommitWanted, Freed, GcStep, collect
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
@@ -49,16 +49,9 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 
 
 def _collect(context: Context) -> Generator[Step, Item | None, Freed]:
-    collecting = collect(context.store)
-    try:
-        while True:
-            step = next(collecting)
-            if isinstance(step, CommitWanted):
-                yield Commit()
-            else:
-                yield Progress(step.marked, 0, "nodes", "collecting")
-    except StopIteration as stop:
-        freed: Freed = stop.value
-        return freed
-    finally:
-        collecting.close()
+    def step_of(found: GcStep) -> Step:
+        if isinstance(found, CommitWanted):
+            return Commit()
+        return Progress(found.marked, 0, "nodes", "collecting")
+
+    return (yield from tell(collect(context.store), step_of))

@@ -9,7 +9,7 @@ import msgspec
 from kaifs.base.errors import AccessDeniedError
 from kaifs.service.context import Context
 from kaifs.service.fsck import Broken, describe
-from kaifs.service.steps import Item, Progress, Step
+from kaifs.service.steps import Item, Progress, Step, tell
 from kaifs.tree.repair import Repaired, repair_steps
 
 
@@ -47,9 +47,4 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 
 def _repair(context: Context) -> Generator[Step, Item | None, Repaired]:
     repairing = repair_steps(context.store)
-    try:
-        while True:
-            yield Progress(next(repairing), 0, "records", "checking")
-    except StopIteration as stop:
-        repaired: Repaired = stop.value
-        return repaired
+    return (yield from tell(repairing, lambda done: Progress(done, 0, "records", "checking")))

@@ -21,7 +21,7 @@ from kaifs.meta.records import extent_block
 from kaifs.service import verify
 from kaifs.service.aside import Fallback
 from kaifs.service.context import Context
-from kaifs.service.steps import Commit, Item, Progress, Step
+from kaifs.service.steps import Commit, Item, Progress, Step, tell
 from kaifs.service.verify import Validation
 from kaifs.store.nodes import Nodes
 from kaifs.store.scrub import Scrubbed, scrub
@@ -83,14 +83,10 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 
 
 def _scrub(context: Context) -> Generator[Step, Item | None, Scrubbed]:
-    scrubbing = scrub(context.store)
-    try:
-        while True:
-            found = next(scrubbing)
-            yield Progress(found.size, found.total, "bytes", "scrubbing")
-    except StopIteration as stop:
-        done: Scrubbed = stop.value
-        return done
+    def step_of(found: Scrubbed) -> Step:
+        return Progress(found.size, found.total, "bytes", "scrubbing")
+
+    return (yield from tell(scrub(context.store), step_of))
 
 
 def _holders(

@@ -10,7 +10,7 @@ owns the store sees items alone, and has signatures made by yielding `Sign`.
 import struct
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -130,6 +130,26 @@ OnProgress: TypeAlias = Callable[[Progress], None]
 OnOutput: TypeAlias = Callable[[bytes], None]
 Signer: TypeAlias = Callable[[bytes], bytes]
 """Returns an armored signature of a record. In the user's process."""
+
+Told = TypeVar("Told")
+Done = TypeVar("Done")
+
+
+def tell(
+    work: Generator[Told, None, Done], step_of: Callable[[Told], Step]
+) -> Generator[Step, Item | None, Done]:
+    """Do *work*, which tells how far it is, as steps of a verb; return what comes of it."""
+    try:
+        while True:
+            try:
+                told = next(work)
+            except StopIteration as stop:
+                done: Done = stop.value
+                return done
+            yield step_of(told)
+    finally:
+        work.close()
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Item] = msgspec.msgpack.Decoder(Item)

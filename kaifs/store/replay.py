@@ -188,7 +188,8 @@ class Replay:
             raise
         self._gathered = 0
         if self._last is not None:
-            store.reach_counters(self._last.root, self._last.slot, self._last.agent)
+            last = self._last
+            store.raise_counters(root=last.root, slot=last.slot, agent=last.agent)
         self.found.records += self.sequence - store.sequence
         store.sequence = self.sequence
 

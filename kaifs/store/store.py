@@ -353,12 +353,6 @@ class Store(Registry):
         self.payload.live.setdefault(segment, 0)
         self._ids.segment = max(self._ids.segment, segment + 1)
 
-    def reach_counters(self, root: int, slot: int, agent: int) -> None:
-        """For replay: go on with these ids."""
-        self.next_root = max(self.next_root, root)
-        self.next_slot = max(self.next_slot, slot)
-        self.next_agent = max(self.next_agent, agent)
-
     def _committed_segments(self) -> dict[SegmentId, int]:
         committed: dict[SegmentId, int] = {}
         self.payload.live.clear()

@@ -568,7 +568,7 @@ class _TreeCheck:
                 self._find(6, parent, f"entry {name!r}: inode {ino} does not know that name")
 
     def _check_inode(self, ino: Ino, inode: InodeRecord) -> None:
-        if stat.S_IFMT(inode.mode) not in _KNOWN_TYPES:
+        if stat.S_IFMT(inode.mode) not in KNOWN_TYPES:
             self._find(18, ino, f"mode {inode.mode:o} has no known type")
         if stat.S_ISREG(inode.mode) and len(inode.sha256) != SHA256_SIZE:
             self._without_digest.add(ino)
@@ -664,7 +664,7 @@ class _TreeCheck:
             self._find(16, None, "has orphans, but is not listed")
 
 
-_KNOWN_TYPES: Final = frozenset(
+KNOWN_TYPES: Final = frozenset(
     {
         stat.S_IFREG,
         stat.S_IFDIR,

@@ -34,21 +34,11 @@ from kaifs.meta.records import (
 from kaifs.store.roots import Root
 from kaifs.store.store import Store
 from kaifs.tree.btree import BTree
+from kaifs.tree.fsck import KNOWN_TYPES
 
 LOST_AND_FOUND: Final = b"lost+found"
 """The name that file systems use; see e2fsck(8)."""
 _LARGEST_SEQ: Final = 1 << 62
-_TYPES: Final = frozenset(
-    {
-        stat.S_IFREG,
-        stat.S_IFDIR,
-        stat.S_IFLNK,
-        stat.S_IFIFO,
-        stat.S_IFSOCK,
-        stat.S_IFCHR,
-        stat.S_IFBLK,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +139,7 @@ class _Reader:
         piece = self._pieces[ino]
         if kind == keys.INODE:
             inode = INODE.decode(value)
-            if stat.S_IFMT(inode.mode) in _TYPES and piece.inode is None:
+            if stat.S_IFMT(inode.mode) in KNOWN_TYPES and piece.inode is None:
                 piece.inode = inode
         elif kind == keys.XATTR:
             piece.xattrs.setdefault(rest, value)

@@ -12,7 +12,6 @@ E103, and nothing has run.
 import contextlib
 import json
 import os
-import select
 import signal
 import time
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from kaifs.sandbox.container.runtime import (
 from kaifs.sandbox.names import new_name
 from kaifs.sandbox.network import UserNetwork, prohibited_networks
 from kaifs.sandbox.policy import Policy
-from kaifs.sandbox.relay import Streams
+from kaifs.sandbox.relay import Carried, Streams
 from kaifs.sandbox.run import AgentMount, fork, maps_everybody, nobody_s_id
 from kaifs.sandbox.syscalls import user_rules
 
@@ -90,22 +89,14 @@ class Running:
         if self._outcome is not None:
             return self._outcome
         while True:
-            poll = select.poll()
-            poll.register(self._keeper, select.POLLIN)
-            self._streams.register(poll)
-            if leash >= 0:
-                poll.register(leash, select.POLLIN)
-            events = dict(poll.poll(self._milliseconds_left()))
-            if events.pop(self._keeper, 0):
-                break
-            if events.pop(leash, 0):
-                leash = -1
-                self.kill()
-            self._streams.handle(events)
-            if self._deadline is not None and time.monotonic() >= self._deadline:
+            found = self._streams.carry(self._keeper, leash, self._deadline)
+            if found is Carried.ENDED:
+                return self._finish()
+            if found is Carried.TIME_IS_UP:
                 self._timed_out, self._deadline = True, None
-                self.kill()
-        return self._finish()
+            else:
+                leash = -1
+            self.kill()
 
     def kill(self) -> None:
         """Kill the container; `wait` tells when it is gone."""
@@ -133,11 +124,6 @@ class Running:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _milliseconds_left(self) -> float | None:
-        if self._deadline is None:
-            return None
-        return max(0.0, self._deadline - time.monotonic()) * 1000 + 1
 
     def _finish(self) -> Outcome:
         os.waitpid(self._pid, 0)
