@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,28 @@ _opcodes: dict[int, int] = {}
 """Of requests, by their `unique`."""
 
 
+def _is_set_for(place: str) -> bool:
+    """Return whether a trap is set for this *place*. It may be set and taken away at any moment."""
+    with suppress(FileNotFoundError):
+        return place in TRAP.read_text().split()
+    return False
+
+
 def _step_on(place: str, unique: int) -> None:
     """Die if the trap is set for the request *unique*, and for this *place*."""
     try:
         opcode, where, times = TRAP.read_text().split()
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return
     if int(opcode) != _opcodes.get(unique) or where != place:
         return
     if int(times) == 1:
         TRAP.unlink()
     else:
-        TRAP.write_text(f"{opcode} {where} {int(times) - 1}")
+        # Replaced, not written over: who reads it finds it whole.
+        next_trap = TRAP.with_suffix(".next")
+        next_trap.write_text(f"{opcode} {where} {int(times) - 1}")
+        next_trap.rename(TRAP)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -91,7 +102,7 @@ def _answer(original: Callable[..., None], self: Any, request: Request) -> None:
 def _send(original: Callable[..., None], self: Any, parts: list[bytes]) -> None:
     _, _, unique = OUT_HEADER.unpack(parts[0])
     _step_on("before-reply", unique)
-    if unique in _nodes and TRAP.exists() and "notifying" in TRAP.read_text():
+    if unique in _nodes and _is_set_for("notifying"):
         _wait_for_kernel(self, _nodes[unique])
         _step_on("notifying", unique)
     original(self, parts)
