@@ -55,7 +55,8 @@ class MountOptions:
     zstd_level: int | None = None
     """zstd level for new blocks; None: not compressed."""
     time_retention: str = ""
-    busypoll_us: int = 0
+    busypoll_us: int = 100
+    """How long the next request is asked for before going to sleep. Costs: docs/OPERATIONS.md."""
     latency: Literal["auto", "off"] = "off"
     cache_size: int | None = None
     """Bytes of decoded nodes kept in memory; None: the store's default."""

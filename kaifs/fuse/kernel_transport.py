@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 
 TURN: Final = 64
 """Requests answered in a row before other tasks get a turn."""
+MISSES: Final = 2
+"""How often in a row requests are polled for in vain; then that is given up for a while."""
 AWAKE_S: Final = 0.05
 """Seconds without a request after which cores may sleep again."""
 _BUFFER_SIZE: Final = MAX_WRITE + (1 << 16)
@@ -76,11 +78,15 @@ class KernelConnection:
         self._last_answer: tuple[int, bytes] | None = None
         """`unique` of the last request that a former server has done, and the reply to it."""
         self._on_answered: Callable[[], None] | None = None
-        self._pace = pace
         self._awake = AwakeCores()
-        self._can_keep_awake = self._pace.keeps_awake
+        self._can_keep_awake = pace.keeps_awake
+        self._busypoll_ns = pace.busypoll_us * 1000
+        self._misses = 0 if pace.busypoll_us else MISSES
+        """How often in a row `_poll` was in vain."""
         self._is_closing = False
         self._nursery: trio.Nursery | None = None
+        self._waiting_work = 0
+        """Requests whose answer waits for something."""
         self._waiting: dict[int, trio.CancelScope] = {}
         """Requests that may be interrupted, by their `unique`."""
         self._counts = [0] * 64
@@ -174,7 +180,10 @@ class KernelConnection:
                 readv(self._fd, buffers)
             except BlockingIOError:
                 if not self._poll(buffers):
+                    began = perf_counter_ns()
                     await self._sleep()
+                    if perf_counter_ns() - began < self._busypoll_ns:
+                        self._misses = 0
                     turn = self._next_turn()
                     continue
             except OSError as error:
@@ -200,19 +209,26 @@ class KernelConnection:
         return TURN if self._on_answered is None else 1
 
     def _poll(self, buffers: list[bytearray]) -> bool:
-        """Ask for a request without sleeping, for a while; return whether one was read."""
-        if not self._pace.busypoll_us:
+        """Ask for a request without sleeping, for a while; return whether one was read.
+
+        Not while what others wait for has to have its turn, nor where it was in vain lately:
+        until a request comes so soon again that it would have been met.
+        """
+        if self._misses >= MISSES or self._waiting_work:
             return False
-        stop = perf_counter_ns() + self._pace.busypoll_us * 1000
+        fd, readv = self._fd, os.readv
+        stop = perf_counter_ns() + self._busypoll_ns
         while perf_counter_ns() < stop:
             try:
-                os.readv(self._fd, buffers)
+                readv(fd, buffers)
             except BlockingIOError:
                 continue
             except OSError:
                 # Whoever reads next gets it again.
                 return False
+            self._misses = 0
             return True
+        self._misses += 1
         return False
 
     async def _sleep(self) -> None:
@@ -317,9 +333,11 @@ class KernelConnection:
             except Exception as error:  # noqa: BLE001
                 self._reply_error(unique, errno_of(error, _name_of(opcode)))
             finally:
+                self._waiting_work -= 1
                 self._waiting.pop(unique, None)
 
         assert self._nursery is not None, "requests are answered inside serve"
+        self._waiting_work += 1
         self._nursery.start_soon(run)
 
     def _interrupt(self, request: Request) -> None:

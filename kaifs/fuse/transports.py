@@ -32,7 +32,8 @@ class Pace:
 
     busypoll_us: int = 0
     """How long to ask for the next request without sleeping. It keeps a core busy for as long,
-    once for each pause between requests."""
+    once for each pause between requests; after the second in a row that lasts longer not any more,
+    until a request comes sooner again."""
     keeps_awake: bool = False
     """Keep all cores awake while requests come. For root."""
 
