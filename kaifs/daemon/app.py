@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 import msgspec
 import trio
@@ -23,14 +22,12 @@ from kaifs.base.errors import (
     MountBusyError,
     MountFailedError,
     NoSpaceError,
-    NotMountedError,
     RestartError,
 )
-from kaifs.base.types import SLOT_SHIFT, RootId, split_kernel_node
+from kaifs.base.types import RootId
 from kaifs.control import server
 from kaifs.control.info import (
     DaemonInfo,
-    MountInfo,
     log_path,
     remove_info,
     run_folder,
@@ -47,22 +44,20 @@ from kaifs.control.messages import (
 )
 from kaifs.daemon.actions import StoreActions
 from kaifs.daemon.attachments import Attachments
-from kaifs.daemon.barrier import Barrier, Helper, prepare_mount
+from kaifs.daemon.barrier import Helper
 from kaifs.daemon.care import Care, Means
 from kaifs.daemon.epochs import RETRY_MAX_S, Epochs
 from kaifs.daemon.handover import Kept, Line
 from kaifs.daemon.log import log_to_file
 from kaifs.daemon.options import MountOptions
+from kaifs.daemon.served_mount import ServedMount
 from kaifs.daemon.succession import Facts, Succession
-from kaifs.fuse import mounting
 from kaifs.fuse.handlers import Handlers
-from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.transports import Connected, Pace, Transport, make_transport, resume_transport
 from kaifs.linux.files import write_all
-from kaifs.linux.mounts import MountEntry, MountUser, find_mount, mounts, users_of, written_inodes
-from kaifs.linux.processes import captured_stderr, identify, leave_terminal, set_process_name
+from kaifs.linux.processes import identify, leave_terminal, set_process_name
 from kaifs.linux.sockets import listen_at
-from kaifs.meta.records import RootKind, RootState
+from kaifs.meta.records import RootState
 from kaifs.service.context import Caller, Context, no_alert, this_caller
 from kaifs.service.reference import resolve
 from kaifs.service.switching import finish_due_backups
@@ -71,18 +66,11 @@ from kaifs.store.replay import Recovery
 from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
-from kaifs.views.numbers import Kind, virtual_node
 
 log = logging.getLogger(__name__)
 
 STORE_WAIT_S: Final = 10.0
 """Seconds for which a mount waits for an embedded verb to let the store go."""
-DETACH_WAIT_S: Final = 1.0
-"""Seconds within which a mount that nobody uses is gone after it was detached."""
-UNMOUNT_WAIT_S: Final = 5.0
-"""The same of a mount that was not busy when it was unmounted."""
-INVALIDATION_WAIT_S: Final = 30.0
-"""Seconds that a verb's answer waits for the kernel to forget what the verb made wrong."""
 SOCKET_MODE: Final = 0o666
 """Who connects is asked for credentials; who gets as far as here, the store's folder says."""
 
@@ -134,15 +122,17 @@ def tell_ready(fd: int, failure: Failure | None = None) -> None:
 
 
 class _Daemon:
-    """One store, one mount, one socket."""
+    """One store, its mounts, one socket."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._changing = trio.Lock()
         self._unmounted = trio.Event()
+        """Set when there is no mount any more."""
         self._ready = trio.Event()
-        self._barrier: Barrier | None = None
-        self._entry: MountEntry | None = None
+        """Set when the first mount answers."""
+        self._mounts: list[ServedMount] = []
+        """Those that are served now. The first of all is the one that a supervisor keeps."""
         self._care: Care | None = None
         self._failure: KaifsError | None = None
         self._holders = 0
@@ -150,8 +140,6 @@ class _Daemon:
         self._closing = trio.Event()
         """Set when nobody is to be let in at the control socket any more."""
         self._succession = Succession(settings.line, settings.kept)
-        self._old_writers: set[int] = set()
-        """Inode numbers, as stat(2) tells them, of files that are written since before we served."""
         self._is_leaving = False
         """Whether the mount is to go on in another process."""
 
@@ -195,55 +183,55 @@ class _Daemon:
         self._epochs = Epochs(self._store, options.commit_s)
         kept = settings.kept
         if kept is None:
-            self._check_scope()
-        self._namespace = Namespace(
-            self._forest,
-            StoreActions(self._context),
-            MountScope(options.agent, options.view),
-            options.read_only,
-            self._drop_if_superseded,
-            options.uid,
-            options.gid,
-        )
+            self._check_scope(options)
+        namespace = self._new_namespace(options)
         if kept is None:
             self._forest.recover()
             finish_due_backups(self._own_context())
         else:
-            self._namespace.inherit()
-        self._handlers = Handlers(self._namespace, self._epochs.sync, self._wait_barrier)
+            namespace.inherit()
+        handlers = self._new_handlers(namespace)
         pace = Pace(options.busypoll_us, options.latency == "auto")
-        if kept is not None:
-            self._transport = self._resumed(kept, pace)
+        facts = None if kept is None else msgspec.convert(kept.facts, Facts)
+        if kept is not None and facts is not None:
+            transport = self._resumed(handlers, pace, Connected(kept.device, facts.terms))
         else:
-            transport = options.transport if settings.mountpoint is not None else "none"
-            self._transport = make_transport(transport, self._handlers, pace)
-        self._invalidator = Invalidator(
-            self._namespace, self._transport.notifier, self._succession.unsettled
+            name = options.transport if settings.mountpoint is not None else "none"
+            transport = make_transport(name, handlers, pace)
+        main = self._main = ServedMount(
+            settings.mountpoint,
+            options,
+            handlers,
+            transport,
+            self._helper,
+            self._succession.unsettled,
         )
+        self._mounts.append(main)
         self._attachments = Attachments(
             self._flush_for_sandbox,
             self._epochs.sync,
             self._is_written,
             self._withdraw,
             self._drop_if_superseded,
-            self._namespace.lent,
+            namespace.lent,
         )
         self._store.on_change = self._changed
         self._care = Care(
             self._store,
             Means(self._own_context, self._flush, self._commit_change, self._changing),
         )
-        self._namespace.on_damage = self._attachments.on_damage = self._care.damage_met
-        if kept is not None:
+        namespace.on_damage = self._attachments.on_damage = self._care.damage_met
+        if kept is not None and facts is not None:
+            main.take_over(facts.minor)
             self._listener = socket.socket(fileno=kept.listener)
             # Not earlier: what it changes, the kernel is told.
             self._forest.recover(is_served=True)
             if self._succession.unsettled.was_left:
-                self._invalidator.catch_up()
+                main.invalidator.catch_up()
         else:
             self._listener = listen_at(socket_path(settings.store), SOCKET_MODE)
             if settings.mountpoint is not None:
-                self._mount(settings.mountpoint)
+                main.mount(settings.store)
         services = server.Services(
             context=self._context,
             barrier=self._flush,
@@ -266,7 +254,7 @@ class _Daemon:
             background.start_soon(self._care.run)
             async with trio.open_nursery() as foreground:
                 foreground.start_soon(self._serve_clients, services)
-                foreground.start_soon(self._serve_mount)
+                foreground.start_soon(self._serve_mount, main)
             if not self._is_leaving:
                 await self._finish()
             background.cancel_scope.cancel()
@@ -274,21 +262,35 @@ class _Daemon:
     async def _serve_clients(self, services: server.Services) -> None:
         await server.serve(self._listener, services, self._closing)
         if self._is_leaving:
-            # While requests are still answered: what it tells the kernel may need one.
-            await trio.to_thread.run_sync(self._invalidator.stop)
-            self._transport.terminate()
+            for mount in self._mounts:
+                # While requests are still answered: what it tells the kernel may need one.
+                await trio.to_thread.run_sync(mount.invalidator.stop)
+                mount.transport.terminate()
 
     # --- the way up ------------------------------------------------------------------------
 
-    def _resumed(self, kept: Kept, pace: Pace) -> Transport:
+    def _new_namespace(self, options: MountOptions) -> Namespace:
+        """Return what a mount with *options* shows."""
+        return Namespace(
+            self._forest,
+            StoreActions(self._context),
+            MountScope(options.agent, options.view),
+            options.read_only,
+            self._drop_if_superseded,
+            options.uid,
+            options.gid,
+        )
+
+    def _new_handlers(self, namespace: Namespace) -> Handlers:
+        """Return what requests of a mount that shows *namespace* do."""
+        return Handlers(namespace, self._epochs.sync, self._wait_barrier)
+
+    def _resumed(self, handlers: Handlers, pace: Pace, connected: Connected) -> Transport:
         """Return the transport that goes on with the connection of a server that is no more."""
         mountpoint = self._settings.mountpoint
         assert mountpoint is not None, "without a mount there is nothing to keep"
-        facts = msgspec.convert(kept.facts, Facts)
-        self._entry = _find_served(mountpoint, facts.minor)
-        connected = Connected(kept.device, facts.terms)
         return resume_transport(
-            self._handlers,
+            handlers,
             pace,
             mountpoint,
             connected,
@@ -306,13 +308,12 @@ class _Daemon:
             except KaifsError as error:
                 log.warning("not_finished", extra={"error": str(error)})
 
-    def _check_scope(self) -> None:
-        """Check that what the mount is to show exists.
+    def _check_scope(self, options: MountOptions) -> None:
+        """Check that what a mount with *options* is to show exists.
 
         Raises:
             AgentNotFoundError, InvalidVersionError, SnapshotNotFoundError: It does not.
         """
-        options = self._settings.options
         if not options.agent:
             return
         folder, _, name = options.view.partition("/")
@@ -324,47 +325,34 @@ class _Daemon:
             case _:
                 self._store.get_agent(options.agent)
 
-    def _mount(self, mountpoint: Path) -> None:
-        settings, options = self._settings, self._settings.options
-        told = mounting.MountOptions(
-            read_only=options.read_only,
-            allow_other=options.allow_other,
-            source=quote(str(settings.store), safe="/._-+:@"),
-            flags=_kernel_flags(options.mount_flags),
-        )
-        with captured_stderr() as errors:
-            try:
-                self._transport.mount(mountpoint, told)
-            except MountFailedError as error:
-                reason = " ".join(errors().split()) or error.subject
-                raise MountFailedError(f"{mountpoint}: {reason}") from error
-        self._entry = find_mount(mountpoint)
-
-    async def _serve_mount(self) -> None:
-        """Answer the kernel until the mount has gone, by whatever way."""
+    async def _serve_mount(self, mount: ServedMount) -> None:
+        """Answer the kernel until *mount* has gone; the last one ends the daemon."""
         try:
-            await self._transport.serve()
-        except* OSError as group:
-            # ECONNABORTED: somebody aborted the connection through fusectl.
-            log.warning("connection_lost", extra={"error": str(group.exceptions[0])})
+            await mount.serve()
         finally:
-            self._closing.set()
-            self._unmounted.set()
+            if not self._is_leaving:
+                self._mounts.remove(mount)
+            if self._is_leaving or not self._mounts:
+                self._closing.set()
+                self._unmounted.set()
+        if not self._is_leaving:
+            await self._end_mount(mount)
+
+    async def _end_mount(self, mount: ServedMount) -> None:
+        """Leave nothing of a mount whose requests are not answered any more."""
+        await mount.stop_telling()
+        if mount.is_there():
+            # Unmounting waits for whoever has the device open.
+            if mount is self._main:
+                await self._succession.drop()
+            mount.transport.unmount()
+        mount.namespace.forget_all()
 
     async def _announce(self) -> None:
-        """Say that the mount answers, once it does."""
-        settings = self._settings
-        is_shown = settings.kept is None or self._entry is not None
+        """Say that the first mount answers, once it does."""
+        settings, main = self._settings, self._main
         try:
-            # Who has detached the mount may still use it.
-            if settings.mountpoint is not None and is_shown:
-                await self._helper.ask("statvfs", mountpoint=str(settings.mountpoint))
-                if self._entry is None:
-                    raise MountFailedError(f"{settings.mountpoint}: gone already")
-                # Now, not before: the answer to INIT may set the limits.
-                self._barrier = Barrier(
-                    self._helper, prepare_mount(self._entry), self._handlers, self._written_paths
-                )
+            await main.answer(is_new=settings.kept is None)
             if settings.mountpoint is not None:
                 self._keep()
             self._publish()
@@ -376,6 +364,7 @@ class _Daemon:
             self._failure = failure
             await self._go_down()
             return
+        main.ready.set()
         self._ready.set()
         if not settings.foreground:
             leave_terminal()
@@ -386,11 +375,11 @@ class _Daemon:
         """Give the supervisor what a successor needs."""
         if self._settings.kept is not None:
             return
-        connected = self._transport.connected
-        if connected is None or self._entry is None:
+        connected, entry = self._main.transport.connected, self._main.entry
+        if connected is None or entry is None:
             self._succession.stay_alone()
             return
-        facts = Facts(terms=connected.terms, minor=self._entry.minor)
+        facts = Facts(terms=connected.terms, minor=entry.minor)
         self._succession.keep(
             connected.fd, self._store.lock_fd, self._listener.fileno(), msgspec.to_builtins(facts)
         )
@@ -411,19 +400,14 @@ class _Daemon:
         process = identify(os.getpid())
         assert process is not None, "this process is running"
         supervisor = self._succession.supervisor or process
-        mounts = []
-        if self._entry is not None:
-            mount = MountInfo(
-                mountpoint=str(settings.mountpoint),
-                transport=self._transport.name,
-                reason=self._transport.reason,
-                agent=settings.options.agent or None,
-                options=settings.options.text,
-                minor=self._entry.minor,
-                survives=self._succession.is_kept,
-                survives_reason=self._survives_reason(),
+        mounts = [
+            mount.info(
+                survives=mount is self._main and self._succession.is_kept,
+                reason=self._survives_reason(mount),
             )
-            mounts.append(mount)
+            for mount in self._mounts
+            if mount.entry is not None
+        ]
         info = DaemonInfo(
             pid=process.pid,
             supervisor_pid=supervisor.pid,
@@ -434,20 +418,21 @@ class _Daemon:
         )
         write_info(settings.store, info)
 
-    def _survives_reason(self) -> str:
-        if self._succession.is_kept:
+    def _survives_reason(self, mount: ServedMount) -> str:
+        if mount is self._main and self._succession.is_kept:
             return "a supervisor keeps its connection"
-        if self._transport.connected is not None:
+        if mount.transport.connected is not None:
             return "its supervisor is gone"
-        if self._transport.name == "kernel":
+        if mount.transport.name == "kernel":
             return f"Linux {os.uname().release} cannot send requests again"
-        return f"{self._transport.name} cannot go on with a connection"
+        return f"{mount.transport.name} cannot go on with a connection"
 
     # --- what others ask for ------------------------------------------------------------------
 
     def _context(self, caller: Caller) -> Context:
-        mounted = self._settings.mountpoint
-        whole = None if self._settings.options.agent else mounted
+        places = [mount for mount in self._mounts if mount.mountpoint is not None]
+        whole = next((mount.mountpoint for mount in places if not mount.options.agent), None)
+        mounted = tuple(mount.mountpoint for mount in places if mount.mountpoint is not None)
         alert = no_alert if self._care is None else self._care.alert
         return Context(self._store, self._forest, caller, whole, mounted, alert)
 
@@ -455,16 +440,14 @@ class _Daemon:
         return self._context(this_caller())
 
     def _changed(self, change: Change) -> None:
-        self._invalidator.changed(change)
+        for mount in self._mounts:
+            mount.invalidator.changed(change)
         if isinstance(change, SnapshotRemoved):
             self._attachments.terminate_removed(self._store)
 
     async def _wait_barrier(self) -> None:
-        if self._settings.options.read_only or self._unmounted.is_set():
-            return
-        await self._ready.wait()
-        if self._barrier is not None:
-            await self._barrier.wait()
+        for mount in list(self._mounts):
+            await mount.wait_barrier()
 
     async def _flush(self) -> None:
         """Bring what programs have written so far into the store.
@@ -479,15 +462,12 @@ class _Daemon:
     async def _flush_for_sandbox(self) -> None:
         """Flush, and find out which files programs write that they had opened before we served."""
         await self._flush()
-        if self._settings.kept is not None and self._entry is not None:
-            self._old_writers = await trio.to_thread.run_sync(written_inodes, self._entry)
+        if self._settings.kept is not None:
+            await self._main.find_old_writers()
 
     async def _wait_invalidated(self) -> None:
-        if not self._unmounted.is_set():
-            with trio.move_on_after(INVALIDATION_WAIT_S) as waiting:
-                await self._invalidator.wait_idle()
-            if waiting.cancelled_caught:
-                log.warning("invalidation_slow")
+        for mount in list(self._mounts):
+            await mount.wait_invalidated()
 
     async def _commit_change(self) -> None:
         await self._wait_invalidated()
@@ -498,47 +478,18 @@ class _Daemon:
             # What was done is in the journal, and is as durable there as in an epoch.
             await self._epochs.sync()
 
-    def _written_paths(self) -> list[bytes]:
-        """Return the files that are open for writing, as paths below the mountpoint."""
-        paths = []
-        for node in self._handlers.written_nodes():
-            root_id, ino = split_kernel_node(node)
-            folder = self._folder_of(root_id)
-            if folder is not None:
-                # Any one name does. A file without names is in no view.
-                paths += [folder + name for name in self._forest.tree(root_id).paths(ino)[:1]]
-        return paths
-
-    def _folder_of(self, root_id: RootId) -> bytes | None:
-        """Return where the mount shows a root that can be written to, None if nowhere."""
-        options = self._settings.options
-        if not self._store.has_root(root_id):
-            return None
-        root = self._store.root(root_id)
-        agent = self._store.agent_by_id(root.agent_id)
-        if agent is None or not root.is_writable:
-            return None
-        if options.view:
-            return b""
-        inside = f"@snapshots/{root.name}/" if root.kind is RootKind.SNAPSHOT else "current/"
-        return (inside if options.agent else f"{agent.name}/{inside}").encode()
-
     def _is_written(self, root_id: RootId) -> bool:
-        if self._handlers.is_root_written(root_id):
-            return True
-        slot = self._store.slot_of(root_id)
-        return any(number >> SLOT_SHIFT == slot for number in self._old_writers)
+        return any(mount.is_written(root_id) for mount in self._mounts)
 
     def _withdraw(self, root_id: RootId) -> None:
-        """Let the kernel forget a snapshot: from now on it is asked for each time."""
-        root = self._store.root(root_id)
-        folder = virtual_node(Kind.SNAPSHOTS, root.agent_id)
-        nodes = self._namespace.known.nodes_of(root_id)
-        self._invalidator.withdraw(folder, root.name.encode(), nodes)
+        for mount in self._mounts:
+            mount.withdraw(root_id)
 
     def _drop_if_superseded(self, root_id: RootId) -> None:
         """Drop a root that no name leads to, once the kernel knows nothing of it."""
-        is_used = self._namespace.known.has_root(root_id) or root_id in self._attachments.lent
+        is_used = root_id in self._attachments.lent or any(
+            mount.namespace.known.has_root(root_id) for mount in self._mounts
+        )
         if not self._store.has_root(root_id) or is_used:
             return
         root = self._store.root(root_id)
@@ -563,7 +514,7 @@ class _Daemon:
                 async for number in signals:
                     log.info("signal", extra={"signal": signal.Signals(number).name})
                     if is_asked:
-                        self._transport.terminate()
+                        self._terminate()
                     else:
                         is_asked = True
                         nursery.start_soon(self._go_down)
@@ -605,8 +556,12 @@ class _Daemon:
                 await self._shutdown(lazy=True)
             except (KaifsError, OSError) as again:
                 log.warning("not_detached", extra={"error": str(again)})
-        if not self._unmounted.is_set():
-            self._transport.terminate()
+        self._terminate()
+
+    def _terminate(self) -> None:
+        """Let every mount go, whoever uses it."""
+        for mount in self._mounts:
+            mount.transport.terminate()
 
     async def _shutdown_for(self, caller: Caller, params: ShutdownParams) -> ShutdownResult:
         log.info("shutdown_asked", extra={"uid": caller.uid, "lazy": params.lazy})
@@ -624,7 +579,7 @@ class _Daemon:
         log.info("restart_asked", extra={"uid": caller.uid})
         where = self._settings.mountpoint or self._settings.store
         if not self._succession.is_kept:
-            raise RestartError(f"{where}: {self._survives_reason()}")
+            raise RestartError(f"{where}: {self._survives_reason(self._main)}")
         if self._is_leaving:
             raise RestartError(f"{where}: it is under way")
         self._check_no_sandbox(where)
@@ -652,66 +607,33 @@ class _Daemon:
             MountBusyError: Processes use the mount and *lazy* is False.
             BarrierError, NoSpaceError, StoreIOError: The mount stays as it is.
         """
-        mountpoint = self._settings.mountpoint
+        where = self._settings.mountpoint or self._settings.store
+        mounts = list(self._mounts)
         async with self._changing:
             if not lazy:
-                await self._check_unused()
+                for mount in mounts:
+                    await mount.check_unused(self._own_processes)
                 if not self._attachments.is_empty:
-                    where = mountpoint or self._settings.store
                     raise MountBusyError(f"{where}: a sandbox runs in a snapshot")
             self._attachments.terminate()
             if self._ready.is_set():
                 await self._wait_barrier()
             await self._epochs.commit()
-            if mountpoint is None:
-                self._transport.terminate()
-                return ShutdownResult(ends=True)
-            try:
-                await self._helper.ask(
-                    "unmount",
-                    moved=lambda: self._handlers.background_seen,
-                    mountpoint=str(mountpoint),
-                    lazy=lazy,
-                )
-            except OSError as error:
-                if not lazy:
-                    await self._check_unused()
-                    raise MountBusyError(f"{mountpoint}: {error.strerror}") from error
-                raise NotMountedError(f"{mountpoint}: {error.strerror}") from error
-            # Another mount namespace, such as a container's, may have the mount too: as long as
-            # it does, this is what --lazy is.
-            with trio.move_on_after(DETACH_WAIT_S if lazy else UNMOUNT_WAIT_S):
-                await self._unmounted.wait()
-            if self._unmounted.is_set():
-                self._namespace.forget_all()
+            for mount in mounts:
+                if mount.mountpoint is None:
+                    mount.transport.terminate()
+                    await mount.gone.wait()
+                else:
+                    await mount.unmount(self._own_processes, lazy=lazy)
             await self._epochs.commit()
-        return ShutdownResult(ends=self._unmounted.is_set())
+        return ShutdownResult(ends=all(mount.gone.is_set() for mount in mounts))
 
-    async def _check_unused(self) -> None:
-        """Check that nobody but us uses the mount.
-
-        Raises:
-            MountBusyError: It names who does.
-        """
-        if self._entry is None:
-            return
-        users = await trio.to_thread.run_sync(users_of, self._entry)
-        others = [user for user in users if user.pid not in (os.getpid(), self._helper.pid)]
-        if others:
-            raise busy_error(self._entry.mountpoint, others)
+    @property
+    def _own_processes(self) -> tuple[int, int]:
+        return os.getpid(), self._helper.pid
 
     async def _finish(self) -> None:
         """Make the last state durable, however often that must be tried."""
-        with trio.move_on_after(INVALIDATION_WAIT_S):
-            # It uses the connection, which must not be closed under it.
-            await trio.to_thread.run_sync(self._invalidator.stop, abandon_on_cancel=True)
-        if self._entry is not None:
-            entry = find_mount(self._entry.mountpoint)
-            if entry is not None and entry.device == self._entry.device:
-                # Unmounting waits for whoever has the device open.
-                await self._succession.drop()
-                self._transport.unmount()
-        self._namespace.forget_all()
         if self._settings.kept is not None:
             self._forest.recover()
         self._drop_superseded()
@@ -734,22 +656,3 @@ def _log_recovery(found: Recovery) -> None:
     if found.reason:
         # Of a process that was killed in the middle of a record, or of power loss.
         log.warning("journal_cut", extra={"bytes": found.cut, "reason": found.reason})
-
-
-def _find_served(mountpoint: Path, minor: int) -> MountEntry | None:
-    """Return the mount of the device *minor*, None if it has been detached."""
-    same = (e for e in mounts() if e.mountpoint == mountpoint and (e.major, e.minor) == (0, minor))
-    return next(same, None)
-
-
-def _kernel_flags(asked: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what libfuse is told: as asked, and without device nodes and set-id unless asked."""
-    defaults = [f"no{flag}" for flag in ("dev", "suid") if flag not in asked]
-    return tuple(dict.fromkeys([*(flag for flag in asked if flag != "relatime"), *defaults]))
-
-
-def busy_error(mountpoint: Path, users: list[MountUser]) -> MountBusyError:
-    """Return the refusal to take down a mount that *users* use."""
-    names = [str(user) for user in users]
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    return MountBusyError(f"{mountpoint}: {shown}", processes=names)

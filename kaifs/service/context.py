@@ -54,8 +54,8 @@ class Context:
     caller: Caller
     mountpoint: Path | None = None
     """Where the whole store is mounted, if it is."""
-    mounted: Path | None = None
-    """Where the store, an agent's folder or a view of it is mounted, if any is."""
+    mounted: tuple[Path, ...] = ()
+    """Where the store, an agent's folder or a view of it is mounted."""
     alert: Callable[[Alert], None] = no_alert
     """Tells administrators. Does not block and does not fail."""
 

@@ -211,9 +211,7 @@ def refuse_foreign_mounts(context: Context) -> None:
     Raises:
         ForeignMountError: something is.
     """
-    if context.mounted is None:
-        return
-    foreign = mounts_below(context.mounted)
+    foreign = [found for place in context.mounted for found in mounts_below(place)]
     if foreign:
         raise ForeignMountError(", ".join(str(mount.mountpoint) for mount in foreign))
 
