@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,9 +13,40 @@ if TYPE_CHECKING:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Declare what every verb takes, before and after its name."""
-    parser.add_argument("--store", metavar="PATH", help="the store (default: $KAIFS_STORE)")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only what was asked for")
+
+    def add(*names: str, **options: Any) -> None:
+        # No default: what was said before the verb is not taken back behind it.
+        parser.add_argument(*names, default=argparse.SUPPRESS, **options)
+
+    add("--store", metavar="PATH", help="the store (default: $KAIFS_STORE)")
+    add("--json", action="store_true", help="print one JSON document")
+    add("-q", "--quiet", action="store_true", help="print only what was asked for")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Help as wide as the terminal. argparse would load shutil for that, and compressors with it."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        # Source: argparse, which leaves two columns free.
+        super().__init__(prog, **({"width": _columns() - 2} | options))
+
+
+class TextFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The same, with the description's lines as they are."""
+
+
+def _columns() -> int:
+    """Return how many columns a terminal has. Source: shutil.get_terminal_size."""
+    try:
+        columns = int(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        columns = 0
+    if columns <= 0:
+        try:
+            columns = os.get_terminal_size(sys.__stdout__.fileno()).columns  # type: ignore[union-attr]  # None is an AttributeError
+        except (AttributeError, ValueError, OSError):
+            columns = 0
+    return columns or 80
 
 
 class Actions:
@@ -27,12 +60,11 @@ class Actions:
             required=True,
             parser_class=argparse.ArgumentParser,
         )
-        self._common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-        add_common(self._common)
 
     def add(self, name: str, does: str) -> argparse.ArgumentParser:
         """Return the parser of one more action."""
         parser: argparse.ArgumentParser = self._actions.add_parser(
-            name, help=does, description=does, parents=[self._common]
+            name, help=does, description=does, formatter_class=HelpFormatter
         )
+        add_common(parser)
         return parser

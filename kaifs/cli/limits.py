@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kaifs.base.errors import ArgumentValueError
 
@@ -52,6 +52,26 @@ def snapshot_options(args: argparse.Namespace) -> SnapshotOptions:
         allowed_paths=(AGENT_PATH, *args.allow),
         blocked_syscalls=tuple(args.deny_syscall),
     )
+
+
+def plain_limits(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options say as the verb `snapshot` takes it, without loading its types.
+
+    Raises:
+        ArgumentValueError: as `snapshot_options`.
+    """
+    return {
+        "container": args.container,
+        "image": args.image,
+        "network": args.network,
+        "memory": args.memory,
+        "cpus": args.cpus,
+        "storage": args.storage,
+        "pids": args.pids,
+        "env": [f"{name}={value}" for name, value in dict(map(_variable, args.env)).items()],
+        "allow": args.allow,
+        "denySyscall": args.deny_syscall,
+    }
 
 
 def _variable(text: str) -> tuple[str, str]:

@@ -7,12 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Final
 
 from kaifs import __version__
-from kaifs.base.errors import KaifsError
-from kaifs.cli.arguments import add_common
+from kaifs.cli.arguments import HelpFormatter, TextFormatter, add_common
 
 EXIT_FAILURE: Final = 1
 EXIT_BUG: Final = 70
@@ -65,8 +63,8 @@ VERBS: Final = {
 class _VerbParser(argparse.ArgumentParser):
     """A verb's parser that learns its arguments when its verb is used."""
 
-    def __init__(self, *, module: str = "", **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, *, module: str, **options: Any) -> None:
+        super().__init__(add_help=False, formatter_class=HelpFormatter, **options)
         self._module = module
 
     def parse_known_args(  # type: ignore[override]  # typeshed's overloads say the same in pieces
@@ -85,7 +83,9 @@ class _VerbParser(argparse.ArgumentParser):
             module = import_module(self._module)
             self._module = ""
             self.description = (module.__doc__ or "").strip()
-            self.formatter_class = argparse.RawDescriptionHelpFormatter
+            self.formatter_class = TextFormatter
+            self.add_argument("-h", "--help", action="help", help="show this help message and exit")
+            add_common(self)
             module.configure(self)
             self.set_defaults(run=module.run)
 
@@ -103,7 +103,7 @@ class _VerbParser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    is_helper = Path(sys.argv[0]).name == MOUNT_HELPER
+    is_helper = os.path.basename(sys.argv[0]) == MOUNT_HELPER
     if is_helper:
         # mount(8) keeps `dev` and `suid` to itself, as they are its defaults, and passes their
         # opposites on; fusermount3 lets nobody but root have them.
@@ -116,10 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return print_candidates(make_parser(), arguments[1:])
     args = _parse(arguments)
+    # Not earlier: help is there without.
+    from kaifs.api import access
+    from kaifs.base.errors import KaifsError
+
+    access.on_embedded = _warn_on_screen
     if is_helper:
         args.trouble = EXIT_MOUNT_FAILURE
     try:
-        _warn_on_screen()
         status: int = args.run(args)
         sys.stdout.flush()
     except KaifsError as error:
@@ -140,17 +144,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of whole command lines."""
-    common = _VerbParser(add_help=False, argument_default=argparse.SUPPRESS)
-    add_common(common)
     parser = argparse.ArgumentParser(
-        prog="kaifs", description="The file system that agents run from.", parents=[common]
+        prog="kaifs",
+        description="The file system that agents run from.",
+        formatter_class=HelpFormatter,
     )
+    add_common(parser)
     parser.add_argument("--version", action="version", version=f"kaifs {__version__}")
     verbs = parser.add_subparsers(
         title="verbs", metavar="VERB", dest="verb", required=True, parser_class=_VerbParser
     )
     for verb, does in VERBS.items():
-        verbs.add_parser(verb, help=does, parents=[common], module=f"kaifs.cli.{_module(verb)}")
+        verbs.add_parser(verb, help=does, module=f"kaifs.cli.{_module(verb)}")
     return parser
 
 

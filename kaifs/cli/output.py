@@ -31,6 +31,14 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+def print_plain_json(value: dict[str, Any]) -> None:
+    """As `print_json`, of what a daemon has told in plain values."""
+    import json
+
+    write_bytes(json.dumps(value, ensure_ascii=False, indent=2).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
 def _as_text(value: Any) -> Any:
     """Return *value*, of JSON's types, with escapes in place of what is no Unicode."""
     match value:

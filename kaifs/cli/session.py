@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaifs.api import access
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import msgspec
 
     from kaifs.service.steps import OnOutput, OnProgress, Signer, Source

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from kaifs.api import access
 from kaifs.base.errors import ArgumentValueError, SnapshotNotFoundError
-from kaifs.cli.limits import add_limits, snapshot_options
-from kaifs.cli.output import DONE, print_json, say
-from kaifs.cli.session import store_of
+from kaifs.cli.limits import add_limits, plain_limits
+from kaifs.cli.output import DONE, print_json, print_plain_json, say
 
 if TYPE_CHECKING:
-    from kaifs.api.snapshots import SnapshotIsolationManager
-    from kaifs.service.isolation import IsolatedSnapshot
     from kaifs.service.suite import TestSuite
 
 
@@ -35,24 +33,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make the snapshot, and test it if asked to."""
-    from kaifs.api.snapshots import SnapshotIsolationManager
-
     # Before anything is made: a suite that cannot be read.
     suite = _read_suite(args)
-    options = snapshot_options(args)
+    params = {
+        "reference": args.reference,
+        "name": args.name,
+        "readOnly": args.read_only,
+        "limits": plain_limits(args),
+    }
     if not args.json:
         say(args, f"Creating isolated snapshot for {args.reference}...")
-    manager = SnapshotIsolationManager(store_of(args))
-    made = manager.create_snapshot(args.reference, options, name=args.name)
+    made = access.call_plain(access.store_name(args.store), "snapshot", params)
     if args.quiet and not args.json:
-        print(made.id)
+        print(made["id"])
     elif not args.json:
-        say(args, f"{DONE} Snapshot created: {made.id}")
-        say(args, f"Path: {made.path}")
+        say(args, f"{DONE} Snapshot created: {made['id']}")
+        say(args, f"Path: {made['path']}")
     if args.test:
-        return _test(args, manager, made, suite)
+        return _test(args, made, suite)
     if args.json:
-        print_json(made)
+        print_plain_json(made)
     return 0
 
 
@@ -66,26 +66,20 @@ def _read_suite(args: argparse.Namespace) -> TestSuite | None:
     return read_suite(args.suite)
 
 
-def _test(
-    args: argparse.Namespace,
-    manager: SnapshotIsolationManager,
-    made: IsolatedSnapshot,
-    suite: TestSuite | None,
-) -> int:
-    from kaifs.api.snapshots import reference_of
+def _test(args: argparse.Namespace, made: dict[str, Any], suite: TestSuite | None) -> int:
+    from kaifs.api.snapshots import SnapshotIsolationManager
+    from kaifs.cli.session import store_of
     from kaifs.cli.testing import run_tests
 
-    reference = reference_of(made)
+    # As `reference_of` has it: another agent may have one of the same id.
+    reference = f"{made['agentId']}/@snapshots/{made['id']}"
     try:
         result = run_tests(args, reference, suite, args.suite or "")
     except BaseException:
         # All that was asked for, or nothing.
         with suppress(SnapshotNotFoundError):
-            manager.rollback_snapshot(reference)
+            SnapshotIsolationManager(store_of(args)).rollback_snapshot(reference)
         raise
     if args.json:
-        import msgspec
-
-        made = msgspec.structs.replace(made, status=result.status)
-        print_json({**msgspec.to_builtins(made), "tests": result})
+        print_json({**made, "status": result.status, "tests": result})
     return 0 if result.success else 1

@@ -11,6 +11,9 @@
     Signature              ------>                         behind the items, if there are any
                            <------   Result … or Failure   the last
 
+Bodies are MessagePack, or JSON if the request is: then so is all that the daemon says
+(`kaifs.control.plain`).
+
 One request a connection. Whoever closes it before the last message gives the
 request up. Items and the steps that are passed on are those of
 `kaifs.service.steps`.
@@ -21,7 +24,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
-from kaifs.base.errors import KaifsError, error_classes
+from kaifs.base.errors import KaifsError
+from kaifs.control.failures import told_error
 from kaifs.service.steps import Data, End, Entry, Output, Progress, Sign, Signature, Total, Want
 
 _Message = TypeVar("_Message")
@@ -119,13 +123,25 @@ FromClient: TypeAlias = Request | Total | Entry | Data | End | Signature
 FromDaemon: TypeAlias = Progress | Output | Want | Sign | Result | Failure
 
 encode = msgspec.msgpack.Encoder().encode
+encode_json = msgspec.json.Encoder().encode
+_JSON_ARRAY: Final = b"["
+"""Begins a request in JSON. In MessagePack it would be the number 91."""
 _from_client: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)
+_from_client_json: msgspec.json.Decoder[FromClient] = msgspec.json.Decoder(FromClient)
 _from_daemon: msgspec.msgpack.Decoder[FromDaemon] = msgspec.msgpack.Decoder(FromDaemon)
 _failure: msgspec.msgpack.Decoder[Failure] = msgspec.msgpack.Decoder(Failure)
 
 
+_Decoder: TypeAlias = "msgspec.msgpack.Decoder[_Message] | msgspec.json.Decoder[_Message]"
+
+
 class MessageError(Exception):
     """A body is no message of this protocol."""
+
+
+def is_json(body: bytes) -> bool:
+    """Return whether *body*, a client's first, is in JSON."""
+    return body.startswith(_JSON_ARRAY)
 
 
 def decode_from_client(body: bytes) -> FromClient:
@@ -134,7 +150,7 @@ def decode_from_client(body: bytes) -> FromClient:
     Raises:
         MessageError: It holds none.
     """
-    return _guarded(_from_client, body)
+    return _guarded(_from_client_json if is_json(body) else _from_client, body)
 
 
 def decode_from_daemon(body: bytes) -> FromDaemon:
@@ -155,24 +171,22 @@ def decode_failure(body: bytes) -> Failure:
     return _guarded(_failure, body)
 
 
-def decode_params(params: msgspec.Raw, wanted: type[_Message]) -> _Message:
+def decode_params(params: msgspec.Raw, wanted: type[_Message], *, json: bool = False) -> _Message:
     """Return *params* as the type *wanted*.
 
     Raises:
         MessageError: They do not fit.
     """
-    return _guarded(msgspec.msgpack.Decoder(wanted), bytes(params))
+    decoder: _Decoder[_Message]
+    decoder = msgspec.json.Decoder(wanted) if json else msgspec.msgpack.Decoder(wanted)
+    return _guarded(decoder, bytes(params))
 
 
-def _guarded(decoder: "msgspec.msgpack.Decoder[_Message]", body: bytes) -> _Message:
+def _guarded(decoder: "_Decoder[_Message]", body: bytes) -> _Message:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError) as error:
         raise MessageError(str(error)) from error
-
-
-class RemoteBugError(Exception):
-    """The daemon ran into a bug of kaifs; its log has the traceback."""
 
 
 def failure_of(error: Exception) -> Failure:
@@ -184,10 +198,4 @@ def failure_of(error: Exception) -> Failure:
 
 def error_of(failure: Failure) -> Exception:
     """Return the exception that *failure* was made from."""
-    found = next((cls for cls in error_classes() if cls.code == failure.code), None)
-    if found is None:
-        return RemoteBugError(failure.message)
-    # Not the class's own __init__: some build their subject from other arguments.
-    error = found.__new__(found)
-    KaifsError.__init__(error, failure.subject, **failure.details)
-    return error
+    return told_error(failure.code, failure.message, failure.subject, failure.details)

@@ -19,7 +19,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import outcome
@@ -53,7 +53,9 @@ from kaifs.control.messages import (
     decode_from_client,
     decode_params,
     encode,
+    encode_json,
     failure_of,
+    is_json,
 )
 from kaifs.linux.sockets import Peer, passed_descriptor, peer_of
 from kaifs.service.context import Caller, Context
@@ -93,6 +95,7 @@ FUSE_DEVICE: Final = os.makedev(10, 229)
 _DESCRIPTORS_MAX: Final = 8
 """Descriptors for which there is room in a message; what is passed beyond is lost."""
 
+_Params = TypeVar("_Params")
 _Items: TypeAlias = "trio.MemoryReceiveChannel[Item]"
 
 
@@ -215,10 +218,14 @@ class _Conversation:
         self._reader = FrameReader()
         self._bodies: list[bytes] = []
         self._last_progress = -math.inf
+        self._is_json = False
+        """Whether the client speaks JSON."""
 
     async def run(self) -> None:
         with trio.fail_after(REQUEST_TIMEOUT_S):
-            request = decode_from_client(await self._receive())
+            body = await self._receive()
+        self._is_json = is_json(body)
+        request = decode_from_client(body)
         if not isinstance(request, Request):
             raise MessageError("an item before a request")
         log.info(
@@ -245,21 +252,21 @@ class _Conversation:
     async def _answer(self, request: Request) -> msgspec.Struct:
         caller = Caller(self._peer.uid, self._peer.gid, self._peer.groups)
         if request.verb == SHUTDOWN:
-            shutdown = decode_params(request.params, ShutdownParams)
+            shutdown = self._params(request, ShutdownParams)
             if not self._services.context(caller).owns_store():
                 raise AccessDeniedError("only the store's owner ends its daemon")
             return await self._services.shutdown(caller, shutdown)
         if request.verb == RESTART:
-            decode_params(request.params, RestartParams)
+            self._params(request, RestartParams)
             if not self._services.context(caller).owns_store():
                 raise AccessDeniedError("only the store's owner restarts its daemon")
             return await self._services.restart(caller)
         if request.verb == ATTACH:
-            attach = decode_params(request.params, AttachParams)
+            attach = self._params(request, AttachParams)
             self._only_wait()
             return await self._attach(attach, self._services.context(caller))
         if request.verb == HOLD:
-            decode_params(request.params, HoldParams)
+            self._params(request, HoldParams)
             self._only_wait()
             await self._services.hold(self._be_held)
             raise _HungUpError
@@ -268,8 +275,11 @@ class _Conversation:
             raise ArgumentValueError(f"no such verb: {request.verb[:80]!r}")
         if verb.alone:
             raise StoreBusyError(f"process {os.getpid()} serves it, {verb.name} needs it alone")
-        params = decode_params(request.params, verb.params)
+        params = self._params(request, verb.params)
         return await self._run(verb, params, caller)
+
+    def _params(self, request: Request, wanted: type[_Params]) -> _Params:
+        return decode_params(request.params, wanted, json=self._is_json)
 
     async def _be_held(self) -> None:
         """Say that the daemon is held, and wait until the client goes away."""
@@ -437,7 +447,10 @@ class _Conversation:
         return self._bodies.pop()
 
     async def _send(self, message: FromDaemon) -> None:
-        await self._stream.send_all(pack_frame(encode(message)))
+        await self._stream.send_all(pack_frame(self._encode(message)))
+
+    def _encode(self, message: msgspec.Struct) -> bytes:
+        return encode_json(message) if self._is_json else encode(message)
 
     async def _tell(self, progress: Progress) -> None:
         now = trio.current_time()
@@ -451,7 +464,7 @@ class _Conversation:
             await self._send(Output(payload[start : start + RESULT_PART]))
 
     async def _send_result(self, result: Any) -> None:
-        payload = encode(result)
+        payload = self._encode(result)
         for start in range(0, max(len(payload), 1), RESULT_PART):
             stop = start + RESULT_PART
             await self._send(Result(payload[start:stop], is_last=stop >= len(payload)))

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kaifs.base.errors import BadLabelError, KaifsError, error_classes
+from kaifs.control.failures import RemoteBugError
 from kaifs.control.messages import (
     MessageError,
-    RemoteBugError,
     decode_failure,
     decode_from_client,
     encode,

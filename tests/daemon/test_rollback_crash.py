@@ -19,7 +19,7 @@ import pytest
 from kaifs.api.versions import AgentVersionManager
 from kaifs.base.errors import KaifsError
 from kaifs.control.client import call
-from kaifs.control.messages import RemoteBugError
+from kaifs.control.failures import RemoteBugError
 from kaifs.service.rollback import Params as RollbackParams
 from kaifs.service.seal import Params as SealParams
 from kaifs.store.store import Store
