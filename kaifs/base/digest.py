@@ -5,7 +5,7 @@ attacker. SHA-256 seals: whatever a version's hash promises rests on it alone.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import xxhash
@@ -15,9 +15,11 @@ RECORD_CHECKSUM_SIZE: Final = 8
 SHA256_SIZE: Final = 32
 
 
-def checksum(payload: bytes | memoryview) -> bytes:
-    """Return the xxh3-128 of *payload*: 16 bytes, big-endian. Finds accidents only."""
-    return xxhash.xxh3_128_digest(payload)
+# Not wrapped: what a call of ours would cost is as much as the hash of 4 KiB.
+checksum: Final[Callable[[bytes | memoryview], bytes]] = xxhash.xxh3_128_digest
+"""Return the xxh3-128 of a payload: 16 bytes, big-endian. Finds accidents only."""
+record_checksum: Final[Callable[[bytes | memoryview], bytes]] = xxhash.xxh3_64_digest
+"""Return the xxh3-64 of a record: 8 bytes, big-endian. Finds accidents only."""
 
 
 def checksum_of_pieces(pieces: Iterable[bytes | memoryview]) -> bytes:
@@ -26,11 +28,6 @@ def checksum_of_pieces(pieces: Iterable[bytes | memoryview]) -> bytes:
     for piece in pieces:
         state.update(piece)
     return state.digest()
-
-
-def record_checksum(record: bytes | memoryview) -> bytes:
-    """Return the xxh3-64 of *record*: 8 bytes, big-endian. Finds accidents only."""
-    return xxhash.xxh3_64_digest(record)
 
 
 class Sha256(Protocol):

@@ -45,8 +45,8 @@ class Device(Protocol):
         """Return when a file's bytes and its name are on disk. May block."""
         ...
 
-    def sync_names(self) -> None:
-        """Return when the names of all files are on disk."""
+    def adopt(self, name: str) -> None:
+        """Take over a file that another process made: its next `sync` makes its name durable."""
         ...
 
     def remove(self, name: str) -> None:
@@ -133,13 +133,9 @@ class FileDevice:
         except OSError as error:
             raise _failure(error) from error
 
-    def sync_names(self) -> None:
-        """Make every name durable, also of files that another process has made."""
-        try:
-            os.fsync(self._folder)
-        except OSError as error:
-            raise _failure(error) from error
-        self._unsynced_names.clear()
+    def adopt(self, name: str) -> None:
+        """Let the next `sync` of a file that another process made make its name durable."""
+        self._unsynced_names.add(name)
 
     def remove(self, name: str) -> None:
         """Delete a file."""

@@ -19,8 +19,9 @@ from typing import Final
 
 import lmdb
 
+from kaifs.base.digest import record_checksum
 from kaifs.base.errors import NoSpaceError, StoreDamagedError, StoreIOError
-from kaifs.meta.records import protect, unprotect
+from kaifs.meta.records import unprotect
 
 LMDB_ENGINE: Final = 0
 """Major version of the engine. 0.9 is what the format is made with; py-lmdb also ships 1.0."""
@@ -210,11 +211,14 @@ class Database:
 
 
 def _apply(cursor: lmdb.Cursor, records: Mapping[bytes, bytes | None]) -> None:
-    puts = []
-    for key in sorted(records):
-        record = records[key]
-        if record is not None:
-            puts.append((key, protect(record)))
-        elif cursor.set_key(key):
+    gone = [key for key, record in records.items() if record is None]
+    for key in sorted(gone):
+        if cursor.set_key(key):
             cursor.delete()
-    cursor.putmulti(puts)
+    cursor.putmulti(
+        [
+            (key, record_checksum(record) + record)  # as `protect`, without the call
+            for key in sorted(records)
+            if (record := records[key]) is not None
+        ]
+    )

@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,8 @@ FRAME_MAGIC: Final = 0x4D52464B
 FRAME_HEADER_SIZE: Final = 48
 CONTENT_MAX: Final = 4 << 20
 """Bytes of keys and records after which a commit goes on in another frame."""
+_COUNTED: Final = 64
+"""Records that are taken into a frame at once."""
 _LEVEL: Final = 1
 _HEADER: Final = struct.Struct("<8sI12x8s")
 _FRAME: Final = struct.Struct("<IIQII16s8s")
@@ -254,9 +257,10 @@ def _portions(changes: Changes) -> Iterator[Records]:
     portion: Records = {}
     size = 0
     for table, records in changes.items():
-        for key, record in records.items():
-            portion.setdefault(table.value, {})[key] = record
-            size += len(key) + len(record or b"")
+        items = iter(records.items())
+        while some := dict(islice(items, _COUNTED)):
+            portion.setdefault(table.value, {}).update(some)
+            size += sum(map(len, some)) + sum(map(len, filter(None, some.values())))
             if size >= CONTENT_MAX:
                 yield portion
                 portion, size = {}, 0

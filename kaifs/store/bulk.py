@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from typing import Final
+from itertools import accumulate, repeat
+from operator import add
+from typing import Final, cast
 
 from kaifs.base.types import Generation, NodeId
 from kaifs.meta.node import MAX_BYTES, MAX_KEYS, Branch, Leaf
@@ -85,16 +87,22 @@ class _Work:
         return self.branches(children, node)
 
     def _leaves(self, leaf: Leaf, start: int, stop: int) -> _Pieces:
-        merged = dict(zip(leaf.keys, leaf.values, strict=True))
-        changed = self.keys[start:stop]
-        given = list(map(self._changes.__getitem__, changed))
-        merged.update(zip(changed, given, strict=True))  # type: ignore[arg-type]
-        if None in given:
-            for key, value in zip(changed, given, strict=True):
-                if value is None:
-                    del merged[key]
-        keys = sorted(merged)
-        values = list(map(merged.__getitem__, keys))
+        changes = self._changes
+        keys = self.keys[start:stop]
+        values = list(map(changes.__getitem__, keys))
+        # Few keys go into many, or into few: no sorting anew.
+        for key, value in zip(leaf.keys, leaf.values, strict=True):
+            if key not in changes:
+                index = bisect_left(keys, key)
+                keys.insert(index, key)
+                values.insert(index, value)
+        if None in values:
+            keys = [key for key, value in zip(keys, values, strict=True) if value is not None]
+            values = [value for value in values if value is not None]
+        return self._filled(leaf, keys, cast("list[bytes]", values))
+
+    def _filled(self, leaf: Leaf, keys: list[bytes], values: list[bytes]) -> _Pieces:
+        """Return leaves with *keys* and *values*; the first takes the place of *leaf*."""
         pieces: _Pieces = []
         old: Leaf | None = leaf
         for begin, end in _cuts(keys, values):
@@ -146,20 +154,17 @@ def _cuts(keys: list[bytes], values: list[bytes] | None) -> Iterator[tuple[int, 
     Without values they are those of a branch, whose children weigh 8 each.
     """
     count = len(keys)
-    if count <= MAX_KEYS and _weight(keys, values, 0, count) <= MAX_BYTES:
+    # ends[i] is what the first i keys weigh, with what belongs to them.
+    weights = map(add, map(len, keys), repeat(8) if values is None else map(len, values))
+    ends = list(accumulate(weights, initial=0))
+    if count <= MAX_KEYS and ends[-1] <= MAX_BYTES:
         if count:
             yield 0, count
         return
     begin = 0
     while begin < count:
         end = min(begin + FILL_KEYS, count)
-        while end - begin > 1 and _weight(keys, values, begin, end) > FILL_BYTES:
+        while end - begin > 1 and ends[end] - ends[begin] > FILL_BYTES:
             end = begin + (end - begin) // 2
         yield begin, end
         begin = end
-
-
-def _weight(keys: list[bytes], values: list[bytes] | None, begin: int, end: int) -> int:
-    if values is None:
-        return sum(map(len, keys[begin:end])) + 8 * (end - begin)
-    return sum(map(len, keys[begin:end])) + sum(map(len, values[begin:end]))

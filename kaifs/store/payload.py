@@ -133,17 +133,19 @@ class Payload:
     def adopt(self, blocks: list[tuple[SegmentId, TailRecord]]) -> None:
         """Take blocks into the index that are in segments past what was committed, ids growing."""
         ids = self._pending.get_many(Table.DIGESTS, [found.checksum for _, found in blocks])
-        put, live = self._pending.put, self.live
+        records, digests, live = dict[bytes, bytes](), dict[bytes, bytes](), self.live
         for segment, found in blocks:
-            key = block_key(BlockId(found.number))
-            record = BlockRecord(
-                segment, found.offset, found.stored_size, found.size, found.codec, found.checksum
-            )
-            put(Table.BLOCKS, key, BLOCK.encode(record))
-            same = ids[found.checksum] = ids.get(found.checksum, b"") + key
-            put(Table.DIGESTS, found.checksum, same)
+            digest = found.checksum
+            key = found.number.to_bytes(8, "big")
+            place = (segment, found.offset, found.stored_size, found.size, found.codec, digest)
+            # As BlockRecord(*place) is encoded, in half the time.
+            records[key] = BLOCK.encode(place)
+            ids[digest] = digests[digest] = ids[digest] + key if digest in ids else key
             live[segment] += found.stop - found.offset
-            self._counters.block = found.number + 1
+        if blocks:
+            self._counters.block = blocks[-1][1].number + 1
+        self._pending.put_many(Table.BLOCKS, records)
+        self._pending.put_many(Table.DIGESTS, digests)
 
     def _append_record(self, header: RecordHeader, stored: bytes) -> tuple[SegmentId, int]:
         self._start_if_full()

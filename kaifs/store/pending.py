@@ -55,6 +55,11 @@ class Pending:
         if self.log is not None and table in JOURNALED:
             self.log(RECORD, table.value, key, record)
 
+    def put_many(self, table: Table, records: dict[bytes, bytes]) -> None:
+        """Set many records of a table that is not journaled."""
+        assert table not in JOURNALED, "each change of a journaled table is logged by itself"
+        self._running[table].update(records)
+
     def delete(self, table: Table, key: bytes) -> None:
         """Delete the record at *key*, if there is one."""
         self._running[table][key] = None

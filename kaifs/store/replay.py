@@ -12,6 +12,7 @@ number or a block id that is missing: what comes after it may rest on what is lo
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from kaifs.store.roots import Root
     from kaifs.store.store import Store
 
-GATHERED_MAX: Final = 250_000
-"""Keys gathered before they are applied: what bounds the memory of a replay."""
+GATHERED_MAX: Final = 500_000
+"""Keys and values gathered before they are applied: what bounds the memory of a replay."""
 NODES_MAX: Final = 50_000
 """Changed nodes in memory before an epoch is committed in the middle of a replay."""
 BLOCKS_MAX: Final = 250_000
@@ -94,6 +95,17 @@ class Replay:
             StoreDamagedError: what the records change is not as they say. Nothing is cut off then.
             StoreIOError: the disk cannot be read; likewise.
         """
+        # Millions of objects come here and stay: looking for cycles among them again and again
+        # would take a tenth of the time. There are none.
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            self._read(tails)
+        finally:
+            if was_enabled:
+                gc.enable()
+
+    def _read(self, tails: list[SegmentId]) -> None:
         try:
             for segment in tails:
                 self._segment(segment)
@@ -122,7 +134,7 @@ class Replay:
                     self._stops |= self._passed
                     self._passed.clear()
                 self._stops[segment] = stop
-                self._apply(record)
+                self._take(record)
         if stop:
             # Counts if a journal record follows in another segment.
             self._passed[segment] = stop
@@ -143,7 +155,7 @@ class Replay:
             raise StoreDamagedError(f"segment {segment}: block {self._next_block} is missing")
         return record
 
-    def _apply(self, record: JournalRecord) -> None:
+    def _take(self, record: JournalRecord) -> None:
         puts = self._puts
         try:
             for step in record.steps:
@@ -151,8 +163,7 @@ class Replay:
                     entry = puts.get(step.root)
                     if entry is None:
                         entry = puts[step.root] = _Gathered(self._store.root(RootId(step.root)))
-                    pairs = iter(step.pairs)
-                    entry.changes.update(zip(pairs, pairs, strict=True))
+                    entry.pairs += step.pairs
                     entry.last = step
                     self._gathered += len(step.pairs)
                 else:
@@ -228,7 +239,8 @@ class Replay:
         if gathered is not None and gathered.last is not None:
             root, last = gathered.root, gathered.last
             # A value stands behind each key, so no key is None.
-            changes = cast("dict[bytes, bytes | None]", gathered.changes)
+            keys = cast("list[bytes]", gathered.pairs[::2])
+            changes = dict(zip(keys, gathered.pairs[1::2], strict=True))
             bulk.apply(self._store.nodes, root, changes)
             root.next_ino, root.inodes = Ino(last.next_ino), last.inodes
             root.size, root.own = last.size, last.own
@@ -238,11 +250,12 @@ class Replay:
 class _Gathered:
     """What is to be applied to the tree of one root."""
 
-    __slots__ = ("changes", "last", "root")
+    __slots__ = ("last", "pairs", "root")
 
     def __init__(self, root: Root) -> None:
         self.root = root
-        self.changes: dict[bytes | None, bytes | None] = {}
+        self.pairs: list[bytes | None] = []
+        """Key, value, key, value …; of a key that is there twice the last value counts."""
         self.last: Puts | None = None
 
 

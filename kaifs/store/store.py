@@ -174,9 +174,9 @@ class Store(Registry):
             {},
             options.block_cache,
         )
-        self._recover()
-        self._committed = dict(self.segments.sizes), self.sequence
+        self._committed = self._committed_segments(), self.sequence
         """Where the tail of the last epoch begins: sizes of segments, number of the first record."""
+        self._recover(goes_on=options.journal)
         if options.journal:
             self._start_journal()
 
@@ -328,17 +328,22 @@ class Store(Registry):
             raise StoreDamagedError(f"{self.path}: index has no counters")
         return _first_counters(self.superblock.uuid)
 
-    def _recover(self) -> None:
-        """Replay what was acknowledged after the last epoch, and cut off the rest."""
-        committed = self._committed_segments()
-        tails = self.segments.tails(committed, SegmentId(self._ids.segment))
+    def _recover(self, *, goes_on: bool) -> None:
+        """Replay what was acknowledged after the last epoch, and cut off the rest.
+
+        Args:
+            goes_on: Go on with the journal that was found, if all of it counts. What was replayed
+                then gets on disk with the next epoch, and nobody waits for that now.
+        """
+        tails = self.segments.tails(self._committed[0], SegmentId(self._ids.segment))
         if tails:
             replay = Replay(self, self.sequence)
             replay.run(tails)
             self.recovery = replay.found
-            if self.recovery.records or self.recovery.reason:
+            goes_on = goes_on and not self.recovery.reason and not self.segments.excess()
+            if not goes_on and (self.recovery.records or self.recovery.reason):
                 self.sequence = after_cut(replay.sequence)
-            if self.recovery.records:
+            if not goes_on and self.recovery.records:
                 # Before anything is cut off: a process that dies here replays again.
                 self.commit()
         self.recovery.cut = self._cut_segments(self.segments.sizes)
@@ -346,6 +351,8 @@ class Store(Registry):
             # Also on a full disk the store opens; then the next commit makes the number durable.
             with suppress(NoSpaceError):
                 self.commit()
+        if not goes_on or not self.recovery.records:
+            self._committed = dict(self.segments.sizes), self.sequence
 
     def reach_segment(self, segment: SegmentId, stop: int) -> None:
         """For replay: let *segment* count up to *stop*."""

@@ -90,6 +90,13 @@ class Bench(Desk):
         self.store.end_sync(sync, is_durable=True)
         self.tape.durable = len(self.states) - 1
 
+    def die(self) -> None:
+        """Let the process be killed, and another one go on."""
+        self.store.close(commit=False)
+        self._open()
+        # What it has seen is what was acknowledged last, and not more durable than it was.
+        assert self.states.pop() == self.states[-1]
+
     def epoch(self) -> None:
         """Let an epoch come by, as it does every few seconds."""
         self.store.commit()
@@ -249,9 +256,30 @@ def journal(bench: Bench, folder: Path) -> None:
     bench.sync()
 
 
+def successors(bench: Bench, folder: Path) -> None:
+    """A process is killed, and the next one goes on with its journal, without an epoch first."""
+    noise = random.Random(4)
+    with bench.step():
+        bench.take("bot", "1.0.0", folder)
+    for life in range(4):
+        for number in range(3):
+            with bench.change():
+                name = b"f%d" % (life + number)
+                bench.write("bot", name, noise.randbytes(noise.choice([9, 20_000])))
+            if number == life:
+                bench.sync()
+        bench.die()
+        if life == 2:
+            bench.epoch()
+    with bench.change():
+        bench.write("bot", b"after", noise.randbytes(50_000))
+    bench.sync()
+
+
+JOURNALED = (journal, successors)
 SCENARIOS: dict[str, Callable[[Bench, Path], None]] = {
     scenario.__name__: scenario
-    for scenario in (write, rename_over, snapshots, seal, rollback, commit, gc, imports, journal)
+    for scenario in (write, rename_over, snapshots, seal, rollback, commit, gc, imports, *JOURNALED)
 }
 
 
@@ -285,7 +313,7 @@ def test_power_loss_leaves_the_state_before_or_after(
 ) -> None:
     """At each write and sync, whatever becomes of what was not synced."""
     tape = Tape()
-    bench = Bench(tmp_path / "store", tape, replace(OPTIONS, journal=name == "journal"))
+    bench = Bench(tmp_path / "store", tape, replace(OPTIONS, journal=SCENARIOS[name] in JOURNALED))
     first = _segments(bench.path)
     index = (bench.path / "index" / INDEX_FILE).read_bytes()
     superblock = (bench.path / SUPERBLOCK_NAME).read_bytes()
