@@ -417,6 +417,15 @@ class RestartError(KaifsError):
     hint = "unmount, and mount again"
 
 
+class ViewTakenError(KaifsError):
+    """A view that can be written is on another mount already, or used by a sandbox."""
+
+    code = "E146"
+    message = "View is on another mount"
+    errno = errno.EBUSY
+    hint = "unmount it there first"
+
+
 # --- of versions: signatures and keys ---------------------------------------------------------
 
 
@@ -651,10 +660,10 @@ class QuotaError(FileError):
 
 
 class LentError(FileError):
-    """A view is in use by a sandbox, and can only be read here meanwhile."""
+    """A sandbox or a mount of its own has the view: it can only be read here meanwhile."""
 
     code = "E166"
-    message = "In use by a sandbox"
+    message = "In use by a sandbox or on a mount of its own"
     errno = errno.EBUSY
 
 

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     done = umount(Path(args.mountpoint), lazy=args.lazy)
     if args.json:
         print_json({"mountpoint": str(done.mountpoint), "hasEnded": done.has_ended})
-    elif done.has_ended:
+    elif done.is_gone:
         say(args, f"{DONE} Unmounted {done.mountpoint}")
     else:
         warn(args, f"{done.mountpoint} is detached; the server ends with its last user")

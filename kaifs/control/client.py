@@ -19,6 +19,7 @@ from kaifs.control.info import DaemonInfo, read_info, socket_path
 from kaifs.control.messages import (
     ATTACH,
     HOLD,
+    MOUNT,
     PASSED,
     RESTART,
     SHUTDOWN,
@@ -27,6 +28,8 @@ from kaifs.control.messages import (
     FromDaemon,
     HoldParams,
     MessageError,
+    MountParams,
+    MountResult,
     Request,
     RestartParams,
     RestartResult,
@@ -93,12 +96,27 @@ def call(
     return _decoded(payload, VERBS[verb].result)
 
 
-def shutdown(store_path: Path, *, lazy: bool, held: bool = True) -> ShutdownResult:
+def request_mount(store_path: Path, params: MountParams) -> None:
+    """Have the daemon of the store serve another mount, and return when that answers.
+
+    Raises:
+        ViewTakenError: What it would show is on another mount already.
+        KaifsError: As `lifecycle.mount` and `call`.
+    """
+    with _connect(store_path) as connection:
+        payload = _Exchange(connection).run(MOUNT, params)
+    _decoded(payload, MountResult)
+
+
+def shutdown(
+    store_path: Path, *, lazy: bool, held: bool = True, mountpoint: str = ""
+) -> ShutdownResult:
     """Have the daemon of the store unmount, make everything durable, and end.
 
     Args:
         store_path: The store.
         lazy: Even if processes use the mount.
+        mountpoint: Only this mount goes, and the daemon with its last one; empty: all.
         held: Even if somebody holds it, as `hold` does.
 
     Raises:
@@ -106,7 +124,8 @@ def shutdown(store_path: Path, *, lazy: bool, held: bool = True) -> ShutdownResu
         KaifsError: As `call`.
     """
     with _connect(store_path) as connection:
-        payload = _Exchange(connection).run(SHUTDOWN, ShutdownParams(lazy=lazy, held=held))
+        params = ShutdownParams(lazy=lazy, held=held, mountpoint=mountpoint)
+        payload = _Exchange(connection).run(SHUTDOWN, params)
     result: ShutdownResult = _decoded(payload, ShutdownResult)
     return result
 

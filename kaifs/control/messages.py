@@ -67,6 +67,8 @@ class ShutdownParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     lazy: bool = False
     """Detach the mount even if processes use it."""
+    mountpoint: str = ""
+    """Only this mount goes, and the daemon with the last one; empty: all of them."""
     held: bool = True
     """End also if somebody holds the daemon; otherwise it ends when nobody does any more."""
 
@@ -75,7 +77,24 @@ class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The mount is gone from the name space and everything written is durable."""
 
     ends: bool
-    """Whether the daemon ends now; else when the last user of the mount is gone."""
+    """Whether the daemon ends now; else with its last mount."""
+    is_gone: bool = True
+    """Whether nobody uses the mount any more."""
+
+
+class MountParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the daemon's own verb `mount` is told."""
+
+    mountpoint: str
+    """Absolute, an empty folder."""
+    options: str
+    """The values of `-o`."""
+    namespace: int
+    """The client's mount namespace: its inode number."""
+
+
+class MountResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The mount answers."""
 
 
 class RestartParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -109,6 +128,8 @@ class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
 
 SHUTDOWN: Final = "shutdown"
 """Unmount, commit, end. Like `attach` and `hold` no verb of `kaifs.service.verbs`."""
+MOUNT: Final = "mount"
+"""Serve another mount of the store."""
 RESTART: Final = "restart"
 """Let another process go on with the mount, with the code that is installed now."""
 HOLD: Final = "hold"

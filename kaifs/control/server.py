@@ -35,6 +35,7 @@ from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.messages import (
     ATTACH,
     HOLD,
+    MOUNT,
     PASSED,
     RESTART,
     RESULT_PART,
@@ -44,6 +45,8 @@ from kaifs.control.messages import (
     FromDaemon,
     HoldParams,
     MessageError,
+    MountParams,
+    MountResult,
     Request,
     RestartParams,
     RestartResult,
@@ -121,6 +124,8 @@ class Services:
     """Makes the store's state durable."""
     changing: trio.Lock
     """Held by whoever changes more than single files."""
+    mount: Callable[[Caller, MountParams], Awaitable[MountResult]]
+    """Serves another mount."""
     shutdown: Callable[[Caller, ShutdownParams], Awaitable[ShutdownResult]]
     attach: Callable[
         [Context, AttachParams, Callable[[], Awaitable[Passed]], trio.Event],
@@ -256,6 +261,11 @@ class _Conversation:
             if not self._services.context(caller).owns_store():
                 raise AccessDeniedError("only the store's owner ends its daemon")
             return await self._services.shutdown(caller, shutdown)
+        if request.verb == MOUNT:
+            mount = decode_params(request.params, MountParams)
+            if not self._services.context(caller).owns_store():
+                raise AccessDeniedError("only the store's owner mounts it")
+            return await self._services.mount(caller, mount)
         if request.verb == RESTART:
             self._params(request, RestartParams)
             if not self._services.context(caller).owns_store():

@@ -18,13 +18,18 @@ import msgspec
 import trio
 
 from kaifs.base.errors import (
+    AccessDeniedError,
+    DaemonError,
     KaifsError,
     MountBusyError,
     MountFailedError,
+    MountOptionError,
     NoSpaceError,
+    NotMountedError,
     RestartError,
+    ViewTakenError,
 )
-from kaifs.base.types import RootId
+from kaifs.base.types import RootId, split_kernel_node
 from kaifs.control import server
 from kaifs.control.info import (
     DaemonInfo,
@@ -36,6 +41,8 @@ from kaifs.control.info import (
 )
 from kaifs.control.messages import (
     Failure,
+    MountParams,
+    MountResult,
     RestartResult,
     Result,
     ShutdownParams,
@@ -49,19 +56,20 @@ from kaifs.daemon.care import Care, Means
 from kaifs.daemon.epochs import RETRY_MAX_S, Epochs
 from kaifs.daemon.handover import Kept, Line
 from kaifs.daemon.log import log_to_file
-from kaifs.daemon.options import MountOptions
+from kaifs.daemon.options import STORE_WIDE, MountOptions, parse_options
 from kaifs.daemon.served_mount import ServedMount
 from kaifs.daemon.succession import Facts, Succession
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.transports import Connected, Pace, Transport, make_transport, resume_transport
 from kaifs.linux.files import write_all
+from kaifs.linux.namespaces import mount_namespace
 from kaifs.linux.processes import identify, leave_terminal, set_process_name
 from kaifs.linux.sockets import listen_at
 from kaifs.meta.records import RootState
 from kaifs.service.context import Caller, Context, no_alert, this_caller
 from kaifs.service.reference import resolve
-from kaifs.service.switching import finish_due_backups
-from kaifs.store.changes import Change, SnapshotRemoved
+from kaifs.service.switching import finish_due_backups, refuse_foreign_mounts
+from kaifs.store.changes import Change, HeadSwitched, SnapshotRemoved
 from kaifs.store.replay import Recovery
 from kaifs.store.store import Store, StoreOptions
 from kaifs.tree.forest import Forest
@@ -207,13 +215,15 @@ class _Daemon:
             self._succession.unsettled,
         )
         self._mounts.append(main)
+        main.taken = self._roots_of(main)
         self._attachments = Attachments(
             self._flush_for_sandbox,
             self._epochs.sync,
             self._is_written,
             self._withdraw,
             self._drop_if_superseded,
-            namespace.lent,
+            self._lend,
+            self._mount_of,
         )
         self._store.on_change = self._changed
         self._care = Care(
@@ -238,6 +248,7 @@ class _Daemon:
             commit=self._commit_change,
             changing=self._changing,
             shutdown=self._shutdown_for,
+            mount=self._mount_for,
             attach=self._attachments.serve,
             hold=self._hold,
             restart=self._restart_for,
@@ -253,6 +264,7 @@ class _Daemon:
             background.start_soon(self._epochs.run)
             background.start_soon(self._care.run)
             async with trio.open_nursery() as foreground:
+                self._foreground = foreground
                 foreground.start_soon(self._serve_clients, services)
                 foreground.start_soon(self._serve_mount, main)
             if not self._is_leaving:
@@ -332,11 +344,14 @@ class _Daemon:
         finally:
             if not self._is_leaving:
                 self._mounts.remove(mount)
+                self._lend()
             if self._is_leaving or not self._mounts:
                 self._closing.set()
                 self._unmounted.set()
         if not self._is_leaving:
             await self._end_mount(mount)
+            if self._mounts:
+                self._publish()
 
     async def _end_mount(self, mount: ServedMount) -> None:
         """Leave nothing of a mount whose requests are not answered any more."""
@@ -347,6 +362,109 @@ class _Daemon:
                 await self._succession.drop()
             mount.transport.unmount()
         mount.namespace.forget_all()
+
+    async def _mount_for(self, caller: Caller, params: MountParams) -> MountResult:
+        """Serve another mount, of views that no other mount writes.
+
+        Raises:
+            AccessDeniedError: The daemon would do it with rights that the caller has not.
+            MountOptionError, MountFailedError: As for the first mount.
+            ViewTakenError: What it would show is on another mount, or used by a sandbox.
+        """
+        if caller.uid not in (0, os.geteuid()):
+            raise AccessDeniedError("the daemon belongs to another user")
+        if params.namespace != mount_namespace():
+            raise MountFailedError(f"{params.mountpoint}: the daemon is in another mount namespace")
+        options = parse_options([params.options])
+        first = self._main.options
+        for name, word in STORE_WIDE.items():
+            if getattr(options, name) not in (getattr(first, name), getattr(MountOptions(), name)):
+                raise MountOptionError(
+                    f"{word}= is for the whole store, and its first mount's to say"
+                )
+        if options.transport == "pyfuse3":
+            raise MountOptionError("transport=pyfuse3: it can serve one mount only, the first")
+        self._check_scope(options)
+        namespace = self._new_namespace(options)
+        namespace.on_damage = self._attachments.on_damage
+        handlers = self._new_handlers(namespace)
+        pace = Pace(options.busypoll_us, options.latency == "auto")
+        transport = make_transport("kernel", handlers, pace)
+        mount = ServedMount(Path(params.mountpoint), options, handlers, transport, self._helper)
+        log.info("mount_asked", extra={"uid": caller.uid, "mountpoint": params.mountpoint})
+        await self._ready.wait()
+        async with self._changing:
+            if self._closing.is_set():
+                raise DaemonError("it is about to end")
+            self._mount_beside(mount, await self._taken_for(mount))
+            try:
+                await mount.answer(is_new=True)
+            except OSError as error:
+                mount.transport.terminate()
+                raise MountFailedError(f"{params.mountpoint}: {error.strerror}") from error
+            mount.ready.set()
+            self._publish()
+        return MountResult()
+
+    async def _taken_for(self, mount: ServedMount) -> set[RootId]:
+        """Return the roots that *mount* is to have for itself, flushed.
+
+        Raises:
+            ViewTakenError: It cannot have them.
+            ForeignMountError: something is mounted inside one of them.
+        """
+        options = mount.options
+        if not options.view:
+            for other in self._mounts:
+                agents = {options.agent, other.options.agent}
+                if not other.options.view and ("" in agents or len(agents) == 1):
+                    raise ViewTakenError(f"{other.mountpoint} shows it already")
+            return set()
+        refuse_foreign_mounts(self._own_context())
+        await self._flush()
+        return self._roots_of(mount)
+
+    def _mount_beside(self, mount: ServedMount, roots: set[RootId]) -> None:
+        """Mount, and take *roots* from the other mounts.
+
+        Raises:
+            ViewTakenError: Somebody else writes one.
+            MountFailedError: The system refuses.
+        """
+        for root in roots:
+            if root in self._attachments.lent:
+                raise ViewTakenError("a sandbox runs in it")
+            if place := self._mount_of(root):
+                raise ViewTakenError(place)
+            written = next((other for other in self._mounts if other.is_written(root)), None)
+            if written is not None:
+                raise ViewTakenError(f"files are open for writing below {written.mountpoint}")
+        mount.mount(self._settings.store)
+        for root in roots:
+            self._withdraw(root)
+        mount.taken = roots
+        self._mounts.append(mount)
+        self._lend()
+        self._foreground.start_soon(self._serve_mount, mount)
+
+    def _roots_of(self, mount: ServedMount) -> set[RootId]:
+        """Return the root that *mount* shows alone, if it can be written."""
+        if not mount.options.view or mount.options.shows_sealed:
+            return set()
+        return {split_kernel_node(mount.namespace.scope_node())[0]}
+
+    def _mount_of(self, root_id: RootId) -> str:
+        """Return where *root_id* is mounted by itself; empty: nowhere."""
+        places = (str(mount.mountpoint) for mount in self._mounts if root_id in mount.taken)
+        return next(places, "")
+
+    def _lend(self) -> None:
+        """Let each mount only read what another connection has for itself."""
+        for mount in self._mounts:
+            lent = mount.namespace.lent
+            lent.clear()
+            lent |= self._attachments.lent
+            lent.update(*(other.taken for other in self._mounts if other is not mount))
 
     async def _announce(self) -> None:
         """Say that the first mount answers, once it does."""
@@ -440,6 +558,11 @@ class _Daemon:
         return self._context(this_caller())
 
     def _changed(self, change: Change) -> None:
+        if isinstance(change, HeadSwitched):
+            for mount in self._mounts:
+                if change.old in mount.taken:
+                    mount.taken.add(change.new)
+            self._lend()
         for mount in self._mounts:
             mount.invalidator.changed(change)
         if isinstance(change, SnapshotRemoved):
@@ -549,11 +672,11 @@ class _Daemon:
     async def _go_down(self) -> None:
         """Take the mount down whoever uses it, having flushed what can be flushed."""
         try:
-            await self._shutdown(lazy=False)
+            await self._shutdown(list(self._mounts), lazy=False)
         except (KaifsError, OSError) as error:
             log.warning("not_unmounted", extra={"error": str(error)})
             try:
-                await self._shutdown(lazy=True)
+                await self._shutdown(list(self._mounts), lazy=True)
             except (KaifsError, OSError) as again:
                 log.warning("not_detached", extra={"error": str(again)})
         self._terminate()
@@ -568,7 +691,12 @@ class _Daemon:
         if self._holders and not params.held:
             await self._epochs.commit()
             return ShutdownResult(ends=False)
-        return await self._shutdown(lazy=params.lazy)
+        mounts = list(self._mounts)
+        if params.mountpoint:
+            mounts = [mount for mount in mounts if str(mount.mountpoint) == params.mountpoint]
+            if not mounts:
+                raise NotMountedError(params.mountpoint)
+        return await self._shutdown(mounts, lazy=params.lazy)
 
     async def _restart_for(self, caller: Caller) -> RestartResult:
         """Let another process go on with the mount, with the code that is installed now.
@@ -582,13 +710,13 @@ class _Daemon:
             raise RestartError(f"{where}: {self._survives_reason(self._main)}")
         if self._is_leaving:
             raise RestartError(f"{where}: it is under way")
-        self._check_no_sandbox(where)
+        self._check_can_leave(where)
         await self._ready.wait()
         reason = await self._succession.prepare()
         if reason:
             raise RestartError(f"{where}: the new server: {reason}")
         async with self._changing:
-            self._check_no_sandbox(where)
+            self._check_can_leave(where)
             await self._wait_invalidated()
             await self._epochs.commit()
             # Verbs that are running end first, and so does this one; nobody new is let in.
@@ -596,26 +724,30 @@ class _Daemon:
             self._closing.set()
         return RestartResult(pid=os.getpid())
 
-    def _check_no_sandbox(self, where: Path) -> None:
+    def _check_can_leave(self, where: Path) -> None:
         if not self._attachments.is_empty:
             raise RestartError(f"{where}: a sandbox runs in a snapshot, and would be killed")
+        others = [str(mount.mountpoint) for mount in self._mounts if mount is not self._main]
+        if others:
+            raise RestartError(f"{', '.join(others)}: only the first mount goes on")
 
-    async def _shutdown(self, *, lazy: bool) -> ShutdownResult:
-        """Flush, commit, unmount, commit what came with that.
+    async def _shutdown(self, mounts: list[ServedMount], *, lazy: bool) -> ShutdownResult:
+        """Flush, commit, unmount, commit what came with that. The last mount ends the daemon.
 
         Raises:
             MountBusyError: Processes use the mount and *lazy* is False.
             BarrierError, NoSpaceError, StoreIOError: The mount stays as it is.
         """
         where = self._settings.mountpoint or self._settings.store
-        mounts = list(self._mounts)
         async with self._changing:
+            is_last = set(mounts) >= set(self._mounts)
             if not lazy:
                 for mount in mounts:
                     await mount.check_unused(self._own_processes)
-                if not self._attachments.is_empty:
+                if is_last and not self._attachments.is_empty:
                     raise MountBusyError(f"{where}: a sandbox runs in a snapshot")
-            self._attachments.terminate()
+            if is_last:
+                self._attachments.terminate()
             if self._ready.is_set():
                 await self._wait_barrier()
             await self._epochs.commit()
@@ -626,7 +758,8 @@ class _Daemon:
                 else:
                     await mount.unmount(self._own_processes, lazy=lazy)
             await self._epochs.commit()
-        return ShutdownResult(ends=all(mount.gone.is_set() for mount in mounts))
+        is_gone = all(mount.gone.is_set() for mount in mounts)
+        return ShutdownResult(ends=is_last and is_gone, is_gone=is_gone)
 
     @property
     def _own_processes(self) -> tuple[int, int]:

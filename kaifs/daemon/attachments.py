@@ -45,6 +45,10 @@ class Attachments:
     withdraw: Callable[[RootId], None]
     """Lets the kernel forget what it knows of a root through the store's own mount."""
     on_root_forgotten: Callable[[RootId], None]
+    on_lent: Callable[[], None]
+    """Called when `lent` has changed."""
+    mount_of: Callable[[RootId], str]
+    """Where a root is mounted by itself; empty: nowhere."""
     lent: set[RootId] = field(default_factory=set)
     """Roots that a sandbox has."""
     on_damage: Callable[[RootId, str], None] = lambda _root, _where: None
@@ -80,9 +84,12 @@ class Attachments:
         # holds nothing unwritten: closing one sends it.
         if root in self.lent:
             raise SnapshotIsolationError(f"{where}: another sandbox runs in it")
+        if place := self.mount_of(root):
+            raise SnapshotIsolationError(f"{where}: it is mounted on {place}")
         if self.is_written(root):
             raise SnapshotIsolationError(f"{where}: files are open for writing in the mount")
         self.lent.add(root)
+        self.on_lent()
         try:
             self.withdraw(root)
             passed = await receive()
@@ -122,6 +129,7 @@ class Attachments:
                 namespace.forget_all()
         finally:
             self.lent.discard(root)
+            self.on_lent()
         log.info("detached", extra={"snapshot": where})
         return AttachResult()
 

@@ -29,10 +29,16 @@ from kaifs.base.errors import (
     StoreBusyError,
     StoreNotFoundError,
 )
-from kaifs.control.client import find_daemon, hold, request_restart, shutdown
+from kaifs.control.client import find_daemon, hold, request_mount, request_restart, shutdown
 from kaifs.control.frames import FRAME_MAX
 from kaifs.control.info import DaemonInfo, MountInfo, log_path, read_info, run_folder
-from kaifs.control.messages import Failure, MessageError, decode_from_daemon, error_of
+from kaifs.control.messages import (
+    Failure,
+    MessageError,
+    MountParams,
+    decode_from_daemon,
+    error_of,
+)
 from kaifs.daemon.main import is_supervised, server_command
 from kaifs.daemon.options import MountOptions, parse_options
 from kaifs.daemon.supervisor import supervise
@@ -48,6 +54,7 @@ from kaifs.linux.mounts import (
     unmount,
     users_of,
 )
+from kaifs.linux.namespaces import mount_namespace
 from kaifs.linux.processes import send_signal, wait_end
 from kaifs.store.store import LOCK_NAME
 from kaifs.store.superblock import read_superblock
@@ -77,7 +84,9 @@ class Unmounted:
 
     mountpoint: Path
     has_ended: bool
-    """Whether the daemon has ended; after a lazy unmount it may still serve open files."""
+    """Whether the daemon has ended; it may serve other mounts, and after a lazy unmount open files."""
+    is_gone: bool = True
+    """Whether nobody uses the mount any more."""
 
 
 def mount(
@@ -89,6 +98,8 @@ def mount(
     probe_timeout_s: float = PROBE_TIMEOUT_S,
 ) -> DaemonInfo | None:
     """Mount *store* on *mountpoint* and return the daemon once the mount answers.
+
+    If a daemon serves the store on other mounts, it serves this one too.
 
     Args:
         store: The store's folder.
@@ -102,6 +113,7 @@ def mount(
         StoreNotFoundError: There is no such store.
         MountpointError: The mountpoint is missing, in use, not empty, or inside the store.
         StoreBusyError: Another process has the store.
+        ViewTakenError: What it would show is on another mount already.
         MountFailedError: The system refuses.
     """
     parsed = parse_options(options)
@@ -111,6 +123,13 @@ def mount(
         raise StoreNotFoundError(str(store)) from error
     read_superblock(store)
     mountpoint = _check_mountpoint(store, mountpoint, probe_timeout_s)
+    info = find_daemon(store)
+    if not foreground and info is not None and any(_is_mounted(mount) for mount in info.mounts):
+        place = MountParams(
+            mountpoint=str(mountpoint), options=parsed.text, namespace=mount_namespace()
+        )
+        request_mount(store, place)
+        return info
     _check_unserved(store)
     if foreground:
         _serve_here(store, mountpoint, parsed)
@@ -266,10 +285,10 @@ def umount(
     info = find_daemon(store)
     if info is None or not _serves(info, entry):
         _unmount_foreign(entry, lazy=lazy)
-        return Unmounted(mountpoint, has_ended=False)
-    result = shutdown(store, lazy=lazy)
+        return Unmounted(mountpoint, has_ended=False, is_gone=not lazy)
+    result = shutdown(store, lazy=lazy, mountpoint=str(mountpoint))
     if not result.ends:
-        return Unmounted(mountpoint, has_ended=False)
+        return Unmounted(mountpoint, has_ended=False, is_gone=result.is_gone)
     for process in info.processes:
         if not wait_end(process, END_TIMEOUT_S):
             raise DaemonError(f"{store}: process {process.pid} does not end")

@@ -32,6 +32,13 @@ IGNORED: Final = frozenset(
     }
 )
 """For mount(8), systemd or fstab(5), or how kaifs is anyway."""
+STORE_WIDE: Final = {
+    "commit_s": "commit",
+    "zstd_level": "compress",
+    "time_retention": "time",
+    "cache_size": "cache",
+}
+"""Options that are not of one mount alone: by field, what users call them."""
 IGNORED_PREFIXES: Final = ("x-", "X-", "comment=")
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import trio
 
 from kaifs.base.errors import MountBusyError, MountFailedError, NotMountedError
-from kaifs.base.types import SLOT_SHIFT, RootId, split_kernel_node
+from kaifs.base.types import SLOT_SHIFT, TOP_INO, RootId, kernel_node, split_kernel_node
 from kaifs.control.info import MountInfo
 from kaifs.daemon.barrier import Barrier, Helper, prepare_mount
 from kaifs.daemon.options import MountOptions
@@ -19,6 +19,7 @@ from kaifs.fuse.transports import Transport
 from kaifs.linux.mounts import MountEntry, MountUser, find_mount, mounts, users_of, written_inodes
 from kaifs.linux.processes import captured_stderr
 from kaifs.meta.records import RootKind
+from kaifs.views.folders import CURRENT
 from kaifs.views.namespace import Namespace
 from kaifs.views.numbers import Kind, virtual_node
 
@@ -64,6 +65,8 @@ class ServedMount:
         self.gone = trio.Event()
         """Set when no request comes any more."""
         self.invalidator = Invalidator(self.namespace, transport.notifier, record)
+        self.taken: set[RootId] = set()
+        """Roots that this mount alone writes and caches."""
         self._helper = helper
         self._barrier: Barrier | None = None
         self._old_writers: set[int] = set()
@@ -185,17 +188,24 @@ class ServedMount:
 
     def is_written(self, root_id: RootId) -> bool:
         """Return whether a file of the root is open for writing."""
+        if not self.namespace.known.has_root(root_id):
+            return False
         if self.handlers.is_root_written(root_id):
             return True
         slot = self.namespace.forest.store.slot_of(root_id)
         return any(number >> SLOT_SHIFT == slot for number in self._old_writers)
 
     def withdraw(self, root_id: RootId) -> None:
-        """Let the kernel forget a snapshot: from now on it is asked for each time."""
+        """Let the kernel forget a view that can be written: from now on it asks each time."""
         root = self.namespace.forest.store.root(root_id)
-        folder = virtual_node(Kind.SNAPSHOTS, root.agent_id)
-        nodes = self.namespace.known.nodes_of(root_id)
-        self.invalidator.withdraw(folder, root.name.encode(), nodes)
+        top = self.namespace.shown_node(kernel_node(root_id, TOP_INO))
+        nodes = [*self.namespace.known_nodes(root_id), top]
+        if root.kind is RootKind.SNAPSHOT:
+            folder, name = virtual_node(Kind.SNAPSHOTS, root.agent_id), root.name.encode()
+        else:
+            folder, name = virtual_node(Kind.AGENT, root.agent_id), CURRENT
+            folder = self.namespace.shown_node(folder)
+        self.invalidator.withdraw(folder, name, nodes)
 
     def _written_paths(self) -> list[bytes]:
         """Return the files that are open for writing, as paths below the mountpoint."""

@@ -34,6 +34,11 @@ _PR_SET_PDEATHSIG: Final = 1
 _ID_MAX: Final = 0xFFFFFFFF
 
 
+def mount_namespace() -> int:
+    """Return the inode number that names this process's mount namespace. Source: namespaces(7)."""
+    return os.stat("/proc/self/ns/mnt").st_ino
+
+
 class Namespace(IntFlag):
     """Kinds of namespaces. Source: clone(2)."""
 
