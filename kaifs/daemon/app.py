@@ -27,6 +27,7 @@ from kaifs.base.errors import (
     NoSpaceError,
     NotMountedError,
     RestartError,
+    StoreDamagedError,
     ViewTakenError,
 )
 from kaifs.base.types import RootId, split_kernel_node
@@ -157,7 +158,12 @@ class _Daemon:
         # Before the store and /dev/fuse are open: the helper must hold neither.
         self._helper = Helper()
         try:
-            options = StoreOptions(zstd_level=settings.options.zstd_level, journal=True)
+            options = StoreOptions(
+                zstd_level=settings.options.zstd_level,
+                journal=True,
+                # Whoever takes over from one that died does not: that may be why it died.
+                check_later=settings.line is not None and settings.kept is None,
+            )
             if settings.options.cache_size is not None:
                 options = replace(options, node_cache=settings.options.cache_size)
             self._store = Store.open(
@@ -261,6 +267,7 @@ class _Daemon:
             background.start_soon(self._watch_supervisor)
             if kept is not None:
                 background.start_soon(self._finish_left)
+            background.start_soon(self._check_index)
             background.start_soon(self._epochs.run)
             background.start_soon(self._care.run)
             async with trio.open_nursery() as foreground:
@@ -501,6 +508,16 @@ class _Daemon:
         self._succession.keep(
             connected.fd, self._store.lock_fd, self._listener.fileno(), msgspec.to_builtins(facts)
         )
+
+    async def _check_index(self) -> None:
+        """Check the index if it was opened unseen, once the mount answers."""
+        await self._ready.wait()
+        try:
+            await trio.to_thread.run_sync(self._store.check_index)
+        except StoreDamagedError as error:
+            # What was read off it may be wrong. A successor opens it anew, which mends it.
+            log.error("index_changed", extra={"error": str(error)})  # noqa: TRY400 - expected
+            os.kill(os.getpid(), signal.SIGKILL)
 
     async def _watch_supervisor(self) -> None:
         """Hear what the supervisor says, and take note of its death."""

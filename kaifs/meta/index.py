@@ -11,6 +11,10 @@ So when the index is closed, what both files are is written down (`closed`), and
 checked before LMDB gets to see them. A copy that has changed since, while the other
 has not, is made anew from that. The note goes, durably, before the first change: a
 process that was killed leaves none, and then LMDB's own rules hold.
+
+With a large index that check would take longer than a mount may. Whoever can open the
+index again can put it off, to `check`. Until then nothing is written, so nothing stays
+of what was read off a copy that has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -40,7 +44,9 @@ MIRROR_FILE: Final = "mirror.log"
 CLOSED_NAME: Final = "closed"
 _RESTORE_FOLDER: Final = "restore.tmp"
 NOTED_MAX: Final = 1 << 30
-"""An index of more bytes is not checked when it is opened: that would take too long."""
+"""A file of more bytes is not checked: that would take too long."""
+CHECKED_MAX: Final = 16 << 20
+"""Bytes of both files up to which the check is not put off: 3 ms in memory, 30 ms from a disk."""
 MIRROR_KEY: Final = b"mirror"
 """Key in META of the number of the last commit, 8 bytes big-endian: the mirror must have it."""
 SLACK: Final = 4 << 20
@@ -58,13 +64,28 @@ class ClosedRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_
 
     main: bytes
     mirror: bytes
+    is_refuted: bool = False
+    """Whether a check that was put off has found something else: it is not put off again."""
 
 
 class Index:
     """An open index. Reads on one thread, `write` on any."""
 
-    def __init__(self, folder: Path, *, map_size: int = MAP_SIZE, create: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        map_size: int = MAP_SIZE,
+        create: bool = False,
+        check_later: bool = False,
+    ) -> None:
         """Open the index in *folder*; a damaged copy is replaced by the other one.
+
+        Args:
+            folder: Where it is.
+            map_size: Bytes of address space first reserved.
+            create: Make it.
+            check_later: Whether the check of a large index may be left to `check`.
 
         Raises:
             NoSpaceError: the disk is full.
@@ -80,11 +101,16 @@ class Index:
         """Records that the main copy has lost, as the mirror has them."""
         self._lost: dict[tuple[Table, bytes], StoreDamagedError] = {}
         """Records that both have lost."""
+        self._noted_files: ClosedRecord | None = None
+        """What the files are to be, if that is still to be checked."""
+        self._mirror: Mirror | None
+        if check_later and self._opens_unchecked():
+            return
         if not create:
             self._check_files()
         self._main = self._open_main(create=create)
         try:
-            self._mirror: Mirror | None = self._open_mirror(create=create)
+            self._mirror = self._open_mirror(create=create)
         except BaseException:
             self._main.close()
             raise
@@ -250,8 +276,10 @@ class Index:
         Raises:
             NoSpaceError: the disk is full; nothing was changed.
             StoreIOError: the system refuses; nothing was changed.
+            StoreDamagedError: as `check`.
         """
         with self._writing:
+            self._check_what_is_open()
             self._forget_files()
             sequence = self._next_sequence()
             number = {MIRROR_KEY: sequence.to_bytes(8, "big")}
@@ -300,6 +328,7 @@ class Index:
             NoSpaceError, StoreIOError: the system refuses.
         """
         with self._writing:
+            self._check_what_is_open()
             self._forget_files()
             self._make_mirror()
 
@@ -327,6 +356,31 @@ class Index:
                 record = self._main.get(table, key)
                 if record is not None:
                     yield key, record
+
+    def check(self) -> None:
+        """Check the files, if that was put off. Reads all of them; on any thread.
+
+        Raises:
+            StoreDamagedError: the main copy has changed since it was closed. Nothing is written any
+                more; who opens the index again gets a sound one.
+        """
+        with self._writing:
+            self._check_what_is_open()
+
+    def _check_what_is_open(self) -> None:
+        noted = self._noted_files
+        if noted is None:
+            return
+        is_main, is_mirror = self._are_as(noted)
+        if is_mirror and not is_main:
+            with suppress(OSError):
+                self._write_note(ClosedRecord(noted.main, noted.mirror, is_refuted=True))
+            raise StoreDamagedError("index has changed since it was closed")
+        self._noted_files = None
+        if is_main and not is_mirror:
+            self._forget_files()
+            self._make_mirror()
+            _tell_replaced(MIRROR_FILE)
 
     # --- the files ---------------------------------------------------------------------
 
@@ -383,15 +437,30 @@ class Index:
         finally:
             mirror.close()
             shutil.rmtree(fresh, ignore_errors=True)
-        log.warning("index_replaced", extra={"copy": INDEX_FILE, "why": why})
+        _tell_replaced(INDEX_FILE, why)
+
+    def _opens_unchecked(self) -> bool:
+        """Open both copies if they are large, and look as if they had been closed."""
+        noted = self._noted()
+        if noted is None or noted.is_refuted or self._size() <= CHECKED_MAX:
+            return False
+        with ExitStack() as opened, suppress(StoreDamagedError):
+            self._main = Database(self._folder, map_size=self._map_size)
+            opened.callback(self._main.close)
+            self._mirror = Mirror(self._folder / MIRROR_FILE)
+            opened.callback(self._mirror.close)
+            if self._mirror.sequence == self._sequence():
+                opened.pop_all()
+                self._is_noted, self._noted_files = True, noted
+                return True
+        return False
 
     def _check_files(self) -> None:
         """Replace a copy that has changed since it was closed, if the other has not."""
         noted = self._noted()
         if noted is None:
             return
-        is_main = _checksum(self._folder / INDEX_FILE) == noted.main
-        is_mirror = _checksum(self._folder / MIRROR_FILE) == noted.mirror
+        is_main, is_mirror = self._are_as(noted)
         self._is_noted = is_main and is_mirror
         if is_mirror and not is_main:
             self._restore("changed since it was closed")
@@ -399,9 +468,21 @@ class Index:
             # `_open_mirror` makes it anew.
             with suppress(OSError):
                 (self._folder / MIRROR_FILE).unlink()
-            log.warning(
-                "index_replaced", extra={"copy": MIRROR_FILE, "why": "changed since it was closed"}
-            )
+            _tell_replaced(MIRROR_FILE)
+
+    def _are_as(self, noted: ClosedRecord) -> tuple[bool, bool]:
+        """Return whether the main copy and the mirror are what they were when they were closed."""
+        return (
+            _checksum(self._folder / INDEX_FILE) == noted.main,
+            _checksum(self._folder / MIRROR_FILE) == noted.mirror,
+        )
+
+    def _size(self) -> int:
+        size = 0
+        for name in (INDEX_FILE, MIRROR_FILE):
+            with suppress(OSError):
+                size += (self._folder / name).stat().st_size
+        return size
 
     def _noted(self) -> ClosedRecord | None:
         try:
@@ -411,15 +492,18 @@ class Index:
             return None
 
     def _note_files(self) -> None:
-        sums = [_checksum(self._folder / name) for name in (INDEX_FILE, MIRROR_FILE)]
-        if not all(sums):
+        main, mirror = (_checksum(self._folder / name) for name in (INDEX_FILE, MIRROR_FILE))
+        if not main or not mirror:
             return
+        self._write_note(ClosedRecord(main, mirror))
+        self._is_noted = True
+
+    def _write_note(self, record: ClosedRecord) -> None:
         path = self._folder / CLOSED_NAME
         fresh = path.with_suffix(".tmp")
         # Not synced: a note that power loss has cut is none.
-        fresh.write_bytes(protect(msgspec.msgpack.encode(ClosedRecord(*sums))))
+        fresh.write_bytes(protect(msgspec.msgpack.encode(record)))
         fresh.replace(path)
-        self._is_noted = True
 
     def _forget_files(self) -> None:
         """Before the first change: what `closed` says will not be so any more."""
@@ -431,6 +515,10 @@ class Index:
         except OSError as error:
             raise StoreIOError(str(error)) from error
         self._is_noted = False
+
+
+def _tell_replaced(copy: str, why: str = "changed since it was closed") -> None:
+    log.warning("index_replaced", extra={"copy": copy, "why": why})
 
 
 def _copy_all(mirror: Mirror, target: Database) -> None:

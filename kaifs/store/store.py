@@ -79,6 +79,8 @@ class StoreOptions:
     journal: bool = False
     """Keep a journal. For a process that acknowledges changes one by one; one that does a single
     thing and commits it, or nothing of it, needs none."""
+    check_later: bool = False
+    """Leave the check of a large index to `check_index`. For a process that is replaced if it dies."""
     accept_loss: bool = False
     """Open a store also where segments or counters that were committed are gone. For repair."""
 
@@ -263,7 +265,9 @@ class Store(Registry):
         options = options or StoreOptions()
         with ExitStack() as opened:
             opened.callback(lock.release)
-            database = Index(path / INDEX_FOLDER, map_size=options.map_size)
+            database = Index(
+                path / INDEX_FOLDER, map_size=options.map_size, check_later=options.check_later
+            )
             opened.callback(database.close)
             segments = Segments(
                 device or FileDevice(path / SEGMENT_FOLDER),
@@ -274,6 +278,15 @@ class Store(Registry):
             store = cls(path, superblock, lock, clock or SystemClock(), options, database, segments)
             opened.pop_all()
         return store
+
+    def check_index(self) -> None:
+        """Check the index if that was put off when the store was opened. Reads all; on any thread.
+
+        Raises:
+            StoreDamagedError: it has changed since it was closed. Nothing can be committed any more;
+                the next opening mends it.
+        """
+        self.database.check()
 
     def close(self, *, commit: bool = True) -> None:
         """Commit if asked to, and let the store go."""

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from kaifs.base.errors import NoSpaceError, StoreDamagedError
 from kaifs.meta.database import Database, Table
 from kaifs.meta.index import CLOSED_NAME, INDEX_FILE, MIRROR_FILE, RETRY_COMMITS, Index
-from kaifs.meta.mirror import Mirror
+from kaifs.meta.mirror import FRAME_HEADER_SIZE, MIRROR_HEADER_SIZE, Mirror
 
 MAP = 1 << 20
 
@@ -318,3 +318,112 @@ def test_of_what_the_main_copy_has_lost_a_new_mirror_has_the_rest(
 
     assert index.copies(Table.NODES, b"l") == [b"sound", b"sound"]
     assert index.copies(Table.NODES, b"k") == []
+
+
+@pytest.fixture
+def unchecked(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Index]:
+    """Returns a function that opens the index, which was closed, and puts the check off."""
+    index.close()
+    monkeypatch.setattr("kaifs.meta.index.CHECKED_MAX", 0)
+    return lambda: Index(tmp_path, map_size=MAP, check_later=True)
+
+
+def test_a_check_that_was_put_off_finds_what_is_as_it_was(
+    unchecked: Callable[[], Index], tmp_path: Path
+) -> None:
+    opened = unchecked()
+    opened.check()
+    opened.check()
+    opened.close()
+
+    opened = unchecked()
+    opened.write({Table.NODES: {b"k": b"new"}})
+
+    assert value(opened) == b"new"
+    assert not (tmp_path / CLOSED_NAME).exists()
+    opened.close()
+
+
+def test_a_small_index_is_checked_at_once(
+    unchecked: Callable[[], Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kaifs.meta.index.CHECKED_MAX", 1 << 20)
+    flip(tmp_path / INDEX_FILE, b"a value to be found")
+
+    opened = unchecked()
+
+    assert value(opened) == b"a value to be found"
+    opened.close()
+
+
+def test_nothing_is_written_to_an_index_that_has_changed_and_the_next_opening_mends_it(
+    unchecked: Callable[[], Index], tmp_path: Path
+) -> None:
+    """What was read off it cannot be trusted; put off, the check is not again."""
+    flip(tmp_path / INDEX_FILE, b"a value to be found")
+    opened = unchecked()
+
+    for _ in range(2):
+        with pytest.raises(StoreDamagedError, match="changed since"):
+            opened.check()
+        with pytest.raises(StoreDamagedError, match="changed since"):
+            opened.write({Table.NODES: {b"k": b"new"}})
+    with pytest.raises(StoreDamagedError, match="changed since"):
+        opened.remake_mirror()
+    opened.close()
+
+    opened = unchecked()
+    opened.check()
+    assert value(opened) == b"a value to be found"
+    opened.write({Table.NODES: {b"k": b"new"}})
+    opened.close()
+
+
+def test_a_mirror_that_has_changed_is_replaced_when_that_is_found(
+    unchecked: Callable[[], Index], tmp_path: Path
+) -> None:
+    mirror = tmp_path / MIRROR_FILE
+    # In a frame that is not the last: the log can be opened.
+    opened = unchecked()
+    opened.write({Table.NODES: {b"l": b"w"}})
+    opened.close()
+    raw = bytearray(mirror.read_bytes())
+    raw[MIRROR_HEADER_SIZE + FRAME_HEADER_SIZE + 2] ^= 1
+    with mirror.open("r+b") as file:
+        file.write(raw)
+    opened = unchecked()
+
+    opened.check()
+
+    assert opened.mirror_fault() == ""
+    opened.close()
+
+
+@pytest.mark.parametrize("name", [INDEX_FILE, MIRROR_FILE])
+def test_a_copy_that_cannot_be_opened_is_checked_at_once(
+    unchecked: Callable[[], Index], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"")
+
+    opened = unchecked()
+
+    assert value(opened) == b"a value to be found"
+    opened.check()
+    opened.close()
+
+
+def test_copies_of_which_one_has_less_are_checked_at_once(
+    unchecked: Callable[[], Index], tmp_path: Path
+) -> None:
+    mirror = tmp_path / MIRROR_FILE
+    before = mirror.read_bytes()
+    opened = unchecked()
+    opened.write({Table.NODES: {b"l": b"w"}})
+    opened.close()
+    mirror.write_bytes(before)
+
+    opened = unchecked()
+
+    assert opened.mirror_fault() == ""
+    opened.write({Table.NODES: {b"m": b"w"}})
+    opened.close()

@@ -349,3 +349,14 @@ def test_a_disk_that_runs_full_loses_nothing_and_goes_on_when_there_is_room(
             grove.reopen(commit=False)
 
             assert listing(grove.current) == before
+
+
+def test_an_index_is_checked_when_asked_to(tmp_path: Path) -> None:
+    """Whether or not that was put off."""
+    path = tmp_path / "store"
+    Store.create(path).close()
+
+    store = Store.open(path, options=StoreOptions(check_later=True))
+
+    store.check_index()
+    store.close()
