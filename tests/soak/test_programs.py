@@ -16,7 +16,7 @@ from kaifs.control.client import call
 from kaifs.linux.processes import ProcessId, identify, send_signal
 from kaifs.service.snapshot import Params as SnapshotParams
 from kaifs.service.status import Params as StatusParams
-from tests.daemon.site import Site, kill, wait_until
+from tests.daemon.site import Site, kill, kill_server, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -150,7 +150,7 @@ class Server:
             raise
 
     def begin_load(self) -> "subprocess.Popen[bytes]":
-        """Have four clients move money about until they lose the server."""
+        """Have four clients move money about, until they lose the server if they do."""
         return subprocess.Popen(
             [self.programs / "pgbench", "-n", "-c", "4", "-T", str(SECONDS), POSTGRESQL],
             user=POSTGRESQL,
@@ -205,3 +205,27 @@ def test_postgresql_recovers_from_a_kill(site: Site, folder: Path, victim: str) 
         server.check()
     server.run("pg_ctl", "-D", server.folder, "-w", "-m", "fast", "stop")
     server.run("pg_checksums", "--check", "-D", server.folder)
+
+
+def test_postgresql_does_not_notice_that_the_server_of_the_mount_is_replaced(
+    site: Site, folder: Path
+) -> None:
+    """No client sees an error, and PostgreSQL need not recover."""
+    if site.infos[0].mounts[0].transport != "kernel":
+        pytest.skip("only the kernel transport has a supervisor that keeps the mount")
+    rng = random.Random("replaced")
+    server = Server(folder)
+    server.start()
+    server.run("pgbench", "-q", "-i", "-s", "2", POSTGRESQL)
+    for _ in range(ROUNDS):
+        with server.begin_load() as load:
+            while load.poll() is None:
+                kill_server(site)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    load.wait(rng.uniform(0.5, 3))
+        assert load.returncode == 0
+        server.check()
+    server.run("pg_ctl", "-D", server.folder, "-w", "-m", "fast", "stop")
+    server.run("pg_checksums", "--check", "-D", server.folder)
+    log = (server.folder / "log").read_text()
+    assert [word for word in ("PANIC", "ERROR", "not properly shut down") if word in log] == []
