@@ -8,15 +8,30 @@ The counts die with the server. Whoever takes a connection over must take it tha
 the kernel knows whatever there was at that moment, for as long as it lasts.
 """
 
+from array import array
+from typing import Final
+
 from kaifs.base.types import INO_BITS, MAX_INO, Ino, KernelNode, RootId
+
+_PAGE_BITS: Final = 7
+_PAGE_NODES: Final = 1 << _PAGE_BITS
+"""Neighbouring nodes whose counts are kept together: a folder's files, most often."""
+_IN_PAGE: Final = _PAGE_NODES - 1
+_USED: Final = _PAGE_NODES
+"""Place in a page of the number of its nodes that are known."""
+_ROOT_BITS: Final = INO_BITS - _PAGE_BITS
+_EMPTY: Final = bytes(8 * (_PAGE_NODES + 1))
 
 
 class KnownNodes:
-    """Lookup counts of one connection. One dict entry for each known node."""
+    """Lookup counts of one connection: 10 bytes for each known node, where inode numbers are dense.
+
+    An entry of a dict would take 130.
+    """
 
     def __init__(self) -> None:
-        self._lookups: dict[KernelNode, int] = {}
-        self._nodes_of_root: dict[RootId, int] = {}
+        self._pages: dict[int, array[int]] = {}
+        self._pages_of_root: dict[RootId, int] = {}
         self._next_root = RootId(0)
         self._next_inos: dict[RootId, Ino] = {}
 
@@ -51,44 +66,70 @@ class KnownNodes:
         return root < self._next_root
 
     def __contains__(self, node: KernelNode) -> bool:
-        return node in self._lookups or self.is_inherited(node)
+        page = self._pages.get(node >> _PAGE_BITS)
+        return (page is not None and page[node & _IN_PAGE] > 0) or self.is_inherited(node)
 
     def __len__(self) -> int:
-        return len(self._lookups)
+        return sum(page[_USED] for page in self._pages.values())
 
     def has_root(self, root: RootId) -> bool:
         """Return whether the kernel knows any node of *root*."""
-        return root in self._nodes_of_root or root < self._next_root
+        return root in self._pages_of_root or root < self._next_root
 
     def remember(self, node: KernelNode) -> None:
         """Count one reply that named *node*."""
-        count = self._lookups.get(node, 0)
-        self._lookups[node] = count + 1
-        if not count:
-            root = RootId(node >> INO_BITS)
-            self._nodes_of_root[root] = self._nodes_of_root.get(root, 0) + 1
+        page = self._pages.get(node >> _PAGE_BITS)
+        if page is None:
+            page = self._add_page(node)
+        place = node & _IN_PAGE
+        if not page[place]:
+            page[_USED] += 1
+        page[place] += 1
+
+    def _add_page(self, node: KernelNode) -> "array[int]":
+        page = self._pages[node >> _PAGE_BITS] = array("Q", _EMPTY)
+        root = RootId(node >> INO_BITS)
+        self._pages_of_root[root] = self._pages_of_root.get(root, 0) + 1
+        return page
 
     def forget(self, node: KernelNode, lookups: int) -> bool:
         """Take *lookups* off the count of *node*; return whether it is now unknown."""
-        count = self._lookups.get(node)
-        if count is None:
+        page = self._pages.get(node >> _PAGE_BITS)
+        place = node & _IN_PAGE
+        if page is None or not page[place]:
             return False
-        if count > lookups:
-            self._lookups[node] = count - lookups
+        if page[place] > lookups:
+            page[place] -= lookups
             return False
-        del self._lookups[node]
-        root = RootId(node >> INO_BITS)
-        nodes = self._nodes_of_root[root] - 1
-        if nodes:
-            self._nodes_of_root[root] = nodes
-        else:
-            del self._nodes_of_root[root]
+        page[place] = 0
+        page[_USED] -= 1
+        if not page[_USED]:
+            self._remove_page(node)
         return not self.is_inherited(node)
+
+    def _remove_page(self, node: KernelNode) -> None:
+        del self._pages[node >> _PAGE_BITS]
+        root = RootId(node >> INO_BITS)
+        pages = self._pages_of_root[root] - 1
+        if pages:
+            self._pages_of_root[root] = pages
+        else:
+            del self._pages_of_root[root]
 
     def nodes_of(self, root: RootId) -> list[KernelNode]:
         """Return every node of *root* that was counted here."""
-        return [node for node in self._lookups if node >> INO_BITS == root]
+        return [
+            node
+            for number in self._pages
+            if number >> _ROOT_BITS == root
+            for node in self._nodes_in(number)
+        ]
 
     def nodes(self) -> list[KernelNode]:
         """Return every node that was counted here."""
-        return list(self._lookups)
+        return [node for number in self._pages for node in self._nodes_in(number)]
+
+    def _nodes_in(self, number: int) -> list[KernelNode]:
+        first = number << _PAGE_BITS
+        counts = self._pages[number][:_USED]
+        return [KernelNode(first + place) for place, count in enumerate(counts) if count]

@@ -1,5 +1,7 @@
 """Lookup counts."""
 
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,7 +9,9 @@ from kaifs.base.types import Ino, KernelNode, RootId, kernel_node
 from kaifs.views.known import KnownNodes
 
 nodes = st.builds(
-    lambda root, ino: kernel_node(RootId(root), Ino(ino)), st.integers(0, 1), st.integers(1, 2)
+    lambda root, ino: kernel_node(RootId(root), Ino(ino)),
+    st.integers(0, 1),
+    st.sampled_from([1, 2, 127, 128]),
 )
 steps = st.lists(st.tuples(nodes, st.integers(0, 3)), max_size=60)
 
@@ -31,7 +35,11 @@ def test_counts_agree_with_a_plain_list(history: list[tuple[KernelNode, int]]) -
                 model[node] = left
 
         assert sorted(known.nodes()) == sorted(model)
+        assert len(known) == len(model)
         for root in range(2):
+            assert (kernel_node(RootId(root), Ino(1)) in known) is (root << 36 | 1 in model)
+            of_root = [node for node in model if node >> 36 == root]
+            assert sorted(known.nodes_of(RootId(root))) == sorted(of_root)
             assert known.has_root(RootId(root)) is any(one >> 36 == root for one in model)
 
 
@@ -65,3 +73,15 @@ def test_what_another_server_told_is_known_until_the_connection_is_gone() -> Non
     known.disown()
     assert old not in known
     assert not known.has_root(RootId(8))
+
+
+def test_counts_of_a_whole_tree_take_ten_bytes_a_node() -> None:
+    """A million files that were listed must not cost more than the cache is allowed to."""
+    known = KnownNodes()
+    tracemalloc.start()
+    for ino in range(1, 50_001):
+        known.remember(kernel_node(RootId(3), Ino(ino)))
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert size < 11 * 50_000
