@@ -31,7 +31,7 @@ class Compressor:
 
             self._compress = zstandard.ZstdCompressor(level=level, write_content_size=True).compress
 
-    def encode(self, payload: bytes) -> tuple[Codec, bytes]:
+    def encode(self, payload: bytes | memoryview) -> tuple[Codec, bytes | memoryview]:
         """Return the codec chosen for *payload* and the bytes to store."""
         if self._compress is not None:
             packed = self._compress(payload)

@@ -334,7 +334,7 @@ class Segments:
         self.sizes[segment] = self._tail
         self._unsynced.add(segment)
 
-    def append(self, header: RecordHeader, stored: bytes) -> tuple[SegmentId, int]:
+    def append(self, header: RecordHeader, stored: bytes | memoryview) -> tuple[SegmentId, int]:
         """Append a record. Return its segment and its position there in bytes.
 
         Raises:
@@ -350,11 +350,10 @@ class Segments:
         )[:-8]
         return self._append(unsigned + record_checksum(unsigned), record)
 
-    def _append(self, header: bytes, stored: bytes) -> tuple[SegmentId, int]:
+    def _append(self, header: bytes, stored: bytes | memoryview) -> tuple[SegmentId, int]:
         segment, offset = self._active, self._tail
         assert segment is not None, "start a segment first"
-        raw = header + stored
-        raw += bytes(-len(raw) % ALIGNMENT)
+        raw = b"".join((header, stored, bytes(-(len(header) + len(stored)) % ALIGNMENT)))
         try:
             self._device.write(segment_name(segment), offset, raw)
         except KaifsError:

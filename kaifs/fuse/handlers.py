@@ -212,7 +212,7 @@ class Handlers:
         self,
         handle: int,
         offset: int,
-        data: bytes,
+        data: bytes | memoryview,
         *,
         kill_privileges: bool = False,
         keep_times: bool = True,

@@ -27,8 +27,6 @@ MAX_BACKGROUND: Final = 65535
 BLOCK_SIZE: Final = 4096
 """What st_blksize says."""
 _NS: Final = 1_000_000_000
-_SIGN: Final = 1 << 63
-_WRAP: Final = 1 << 64
 # Plain numbers: an IntFlag takes ten times as long to look into.
 _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _ATIME_NOW, _MTIME_NOW, _CTIME, _KILL_SUIDGID = (
     int(field)
@@ -45,6 +43,7 @@ _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _ATIME_NOW, _MTIME_NOW, _CTIME, _KILL_
         SetAttr.KILL_SUIDGID,
     )
 )
+_unpack_header: Final = p.IN_HEADER.unpack_from
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _STATX_BASIC: Final = 0x7FF
 _STATX_BTIME: Final = 0x800
@@ -126,11 +125,9 @@ class Request:
 
     def load(self) -> None:
         """Take in the header of what was read into the buffer."""
-        size, self.opcode, self.unique, node, self.uid, self.gid, _, _, _ = p.IN_HEADER.unpack_from(
+        self.size, self.opcode, self.unique, self.node, self.uid, self.gid = _unpack_header(
             self.view
         )
-        self.node = KernelNode(node)
-        self.size = size
 
     @property
     def caller(self) -> Caller:
@@ -423,7 +420,7 @@ class Requests:
             size=fields[3] if valid & _SIZE else None,
             atime_ns=_time(valid, _ATIME, _ATIME_NOW, fields[5], fields[8], now_ns),
             mtime_ns=_time(valid, _MTIME, _MTIME_NOW, fields[6], fields[9], now_ns),
-            ctime_ns=_ns(fields[7], fields[10]) if valid & _CTIME else None,
+            ctime_ns=fields[7] * _NS + fields[10] if valid & _CTIME else None,
         )
         kill = bool(valid & _KILL_SUIDGID)
         return _attributes(self._handlers.setattr(request.node, change, kill_privileges=kill))
@@ -502,7 +499,7 @@ class Requests:
             written = self._handlers.write(
                 request.node,
                 offset,
-                bytes(request.view[start : start + size]),
+                request.view[start : start + size],
                 kill_privileges=kill,
                 keep_times=self._features.writeback,
             )
@@ -576,64 +573,34 @@ class Requests:
         return b""
 
 
-def _ns(seconds: int, nanoseconds: int) -> int:
-    if seconds >= _SIGN:
-        seconds -= _WRAP
-    return seconds * _NS + nanoseconds
-
-
 def _time(
     valid: int, given: int, now: int, seconds: int, nanoseconds: int, now_ns: int
 ) -> int | None:
     if not valid & given:
         return None
-    return now_ns if valid & now else _ns(seconds, nanoseconds)
+    return now_ns if valid & now else seconds * _NS + nanoseconds
 
 
 def _attributes(found: Attributes) -> bytes:
-    atime_s, atime = divmod(found.atime_ns, _NS)
-    mtime_s, mtime = divmod(found.mtime_ns, _NS)
-    ctime_s, ctime = divmod(found.ctime_ns, _NS)
-    return p.ATTR_OUT.pack(
-        int(found.attr_timeout_s),
-        0,
-        0,
-        found.st_ino,
-        found.size,
-        found.blocks,
-        atime_s % _WRAP,
-        mtime_s % _WRAP,
-        ctime_s % _WRAP,
-        atime,
-        mtime,
-        ctime,
-        found.mode,
-        found.nlink,
-        found.uid,
-        found.gid,
-        found.rdev & 0xFFFFFFFF,
-        BLOCK_SIZE,
-        0,
-    )
+    return p.ATTR_OUT.pack(int(found.attr_timeout_s), 0, 0) + _attr(found)
 
 
 def _entry(found: Attributes) -> bytes:
+    entry_s, attr_s = int(found.entry_timeout_s), int(found.attr_timeout_s)
+    return p.ENTRY_OUT.pack(found.node, 0, entry_s, attr_s, 0, 0) + _attr(found)
+
+
+def _attr(found: Attributes) -> bytes:
     atime_s, atime = divmod(found.atime_ns, _NS)
     mtime_s, mtime = divmod(found.mtime_ns, _NS)
     ctime_s, ctime = divmod(found.ctime_ns, _NS)
-    return p.ENTRY_OUT.pack(
-        found.node,
-        0,
-        int(found.entry_timeout_s),
-        int(found.attr_timeout_s),
-        0,
-        0,
+    return p.ATTR.pack(
         found.st_ino,
         found.size,
         found.blocks,
-        atime_s % _WRAP,
-        mtime_s % _WRAP,
-        ctime_s % _WRAP,
+        atime_s,
+        mtime_s,
+        ctime_s,
         atime,
         mtime,
         ctime,
@@ -682,9 +649,9 @@ def _statx(found: Attributes) -> bytes:
     )
 
 
-_ABSENT: Final = p.ENTRY_OUT.pack(0, 0, 1_000_000_000, *[0] * 19)
+_ABSENT: Final = p.ENTRY_OUT.pack(0, 0, 1_000_000_000, 0, 0, 0) + bytes(p.ATTR.size)
 """A negative entry that the kernel may keep."""
-_UNKNOWN: Final = bytes(p.ENTRY_OUT.size)
+_UNKNOWN: Final = bytes(p.ENTRY_OUT.size + p.ATTR.size)
 
 
 def _dirent(found: Listed) -> bytes:

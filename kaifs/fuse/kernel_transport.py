@@ -49,6 +49,8 @@ MISSES: Final = 2
 """How often in a row requests are polled for in vain; then that is given up for a while."""
 AWAKE_S: Final = 0.05
 """Seconds without a request after which cores may sleep again."""
+_OUT_HEADER_SIZE: Final = p.OUT_HEADER.size
+_pack_out_header: Final = p.OUT_HEADER.pack
 _BUFFER_SIZE: Final = MAX_WRITE + (1 << 16)
 
 
@@ -98,6 +100,7 @@ class KernelConnection:
             self._discard_pages,
             self._forget_attributes,
         )
+        self._table = self._requests.table
         os.set_blocking(fd, False)
 
     @property
@@ -266,7 +269,7 @@ class KernelConnection:
         self._counts[opcode & 63] += 1
         if self._last_answer is not None and self._is_answered_again(request):
             return
-        handler = self._requests.table.get(opcode)
+        handler = self._table.get(opcode)
         if handler is None:
             if opcode == Opcode.INTERRUPT:
                 self._interrupt(request)
@@ -286,8 +289,8 @@ class KernelConnection:
             self._reply_error(request.unique, errno_of(error, _name_of(opcode)))
         else:
             if reply.__class__ is bytes:
-                size = p.OUT_HEADER.size + len(reply)
-                self._send([p.OUT_HEADER.pack(size, 0, request.unique), reply])
+                size = _OUT_HEADER_SIZE + len(reply)
+                self._send([_pack_out_header(size, 0, request.unique), reply])
             elif isinstance(reply, Later):
                 self._answer_later(request, reply)
             elif reply is not None:

@@ -15,24 +15,26 @@ OLDEST_MINOR: Final = 31
 EPOCH_MINOR: Final = 44
 """Since when all names can be made stale at once."""
 
-IN_HEADER: Final = Struct("=IIQQIIIHH")
-"""len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding."""
+IN_HEADER: Final = Struct("=IIQQII8x")
+"""len, opcode, unique, nodeid, uid, gid; then pid, total_extlen, padding."""
 BODY: Final = IN_HEADER.size
 """Where in a message the fields of its opcode begin."""
 OUT_HEADER: Final = Struct("=IiQ")
 """len, error (negative errno), unique."""
-ATTR_OUT: Final = Struct("=QIIQQQQQQIIIIIIIIII")
-"""attr_valid, attr_valid_nsec, dummy; then attr: ino, size, blocks, a/m/ctime, a/m/ctimensec, mode,
-nlink, uid, gid, rdev, blksize, flags."""
-ENTRY_OUT: Final = Struct("=QQQQIIQQQQQQIIIIIIIIII")
-"""nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec; then attr."""
+ATTR: Final = Struct("=QQQqqqIIIIIIIIII")
+"""ino, size, blocks, a/m/ctime, a/m/ctimensec, mode, nlink, uid, gid, rdev, blksize, flags. Seconds
+are negative before 1970."""
+ATTR_OUT: Final = Struct("=QII")
+"""attr_valid, attr_valid_nsec, dummy; then ATTR."""
+ENTRY_OUT: Final = Struct("=QQQQII")
+"""nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec; then ATTR."""
 INIT_IN: Final = Struct("=IIII")
 """major, minor, max_readahead, flags; then flags2 since 7.36."""
 INIT_OUT: Final = Struct("=IIIIHHIIHHII24x")
 """major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran,
 max_pages, map_alignment, flags2, max_stack_depth."""
 FORGET_ONE: Final = Struct("=QQ")
-SETATTR_IN: Final = Struct("=IIQQQQQQIIIIIIII")
+SETATTR_IN: Final = Struct("=IIQQQqqqIIIIIIII")
 """valid, padding, fh, size, lock_owner, a/m/ctime, a/m/ctimensec, mode, unused, uid, gid, unused."""
 MKNOD_IN: Final = Struct("=III4x")
 """mode, rdev, umask; then the name."""

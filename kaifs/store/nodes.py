@@ -24,7 +24,8 @@ class Nodes:
     def __init__(self, pending: Pending, next_node: int, cache_bytes: int) -> None:
         self._pending = pending
         self._cache_bytes = cache_bytes
-        self._cache: dict[NodeId, Leaf | Branch] = {}
+        self.cached: dict[NodeId, Leaf | Branch] = {}
+        """For who looks a node up before calling `get`, and then does what `get` does."""
         self._dirty: dict[NodeId, Leaf | Branch] = {}
         self._memory = 0
         self._shrink_at = cache_bytes
@@ -50,7 +51,7 @@ class Nodes:
     @property
     def cached_bytes(self) -> int:
         """Memory that the nodes in the cache take, roughly."""
-        return sum(node.memory for node in self._cache.values())
+        return sum(node.memory for node in self.cached.values())
 
     def get(self, node_id: NodeId) -> Leaf | Branch:
         """Return a node.
@@ -59,11 +60,18 @@ class Nodes:
             StoreDamagedError: it is missing or damaged.
         """
         self.visits += 1
-        node = self._cache.get(node_id)
-        if node is None:
-            node = self.peek(node_id)
-            self._add(node)
+        node = self.cached.get(node_id) or self.load(node_id)
         node.used = True
+        return node
+
+    def load(self, node_id: NodeId) -> Leaf | Branch:
+        """Return a node that is not in the cache, and keep it there.
+
+        Raises:
+            StoreDamagedError: it is missing or damaged.
+        """
+        node = self.peek(node_id)
+        self._add(node)
         return node
 
     def peek(self, node_id: NodeId) -> Leaf | Branch:
@@ -72,7 +80,7 @@ class Nodes:
         Raises:
             StoreDamagedError: it is missing or damaged.
         """
-        node = self._cache.get(node_id)
+        node = self.cached.get(node_id)
         if node is not None:
             return node
         record = self._pending.get(Table.NODES, node_key(node_id))
@@ -109,19 +117,19 @@ class Nodes:
             node.dirty = True
             self._dirty[node.node_id] = node
             # Whoever changes it may have held it while the cache dropped it.
-            self._cache[node.node_id] = node
+            self.cached[node.node_id] = node
 
     def drop(self, node: Leaf | Branch) -> None:
         """Delete a node that only its own root ever named."""
         node_id = node.node_id
-        self._cache.pop(node_id, None)
+        self.cached.pop(node_id, None)
         self._dirty.pop(node_id, None)
         if node_id < self._first_of_epoch:
             self._pending.delete(Table.NODES, node_key(node_id))
 
     def forget(self, node_id: NodeId) -> None:
         """Delete a node that no root names any more."""
-        self._cache.pop(node_id, None)
+        self.cached.pop(node_id, None)
         self._pending.delete(Table.NODES, node_key(node_id))
 
     def encode_dirty(self) -> None:
@@ -141,7 +149,7 @@ class Nodes:
 
     def abandon(self, next_node: int) -> None:
         """Forget every node; the next one made is *next_node*."""
-        self._cache.clear()
+        self.cached.clear()
         self._dirty.clear()
         self._memory = 0
         self._shrink_at = self._cache_bytes
@@ -153,7 +161,7 @@ class Nodes:
         return node_id
 
     def _add(self, node: Leaf | Branch) -> None:
-        self._cache[node.node_id] = node
+        self.cached[node.node_id] = node
         self._memory += node.memory
         if self._memory > self._shrink_at:
             self._shrink()
@@ -164,19 +172,19 @@ class Nodes:
         # Nodes grow without being counted, so the sum is made anew here.
         goal = self._cache_bytes * 3 // 4
         memory = self.cached_bytes
-        for node_id in list(self._cache):
+        for node_id in list(self.cached):
             if memory <= goal:
                 break
-            node = self._cache[node_id]
+            node = self.cached[node_id]
             if node.dirty:
                 continue
             if node.used:
                 node.used = False
                 # Behind the others in the order of the next sweep.
-                del self._cache[node_id]
-                self._cache[node_id] = node
+                del self.cached[node_id]
+                self.cached[node_id] = node
                 continue
-            del self._cache[node_id]
+            del self.cached[node_id]
             memory -= node.memory
         self._memory = memory
         # Dirty nodes stay, however many: do not look at all of them for each one more.

@@ -73,14 +73,17 @@ class Payload:
         """Bytes of verified payload that are kept in memory."""
         return self._cached
 
-    def put(self, payload: bytes) -> BlockId:
-        """Return a block with exactly these bytes, an old one if there is one.
+    def put(self, payload: bytes | memoryview) -> BlockId:
+        """Return a block with exactly these bytes, an old one if there is one. They are not kept.
 
         Raises:
             NoSpaceError: the disk is full.
         """
         digest = checksum(payload)
         ids = split_ids(self._pending.get(Table.DIGESTS, digest))
+        if ids:
+            # A memoryview is compared byte by byte, in a hundred times the time.
+            payload = bytes(payload)
         damaged = []
         for block in ids:
             try:
@@ -100,7 +103,7 @@ class Payload:
         self._pending.put(Table.DIGESTS, digest, index)
         return block
 
-    def _append(self, payload: bytes, digest: bytes) -> BlockId:
+    def _append(self, payload: bytes | memoryview, digest: bytes) -> BlockId:
         if self.is_full:
             raise NoSpaceError("what room is left is for what frees some")
         codec, stored = self._compressor.encode(payload)
@@ -147,7 +150,9 @@ class Payload:
         self._pending.put_many(Table.BLOCKS, records)
         self._pending.put_many(Table.DIGESTS, digests)
 
-    def _append_record(self, header: RecordHeader, stored: bytes) -> tuple[SegmentId, int]:
+    def _append_record(
+        self, header: RecordHeader, stored: bytes | memoryview
+    ) -> tuple[SegmentId, int]:
         self._start_if_full()
         segment, offset = self._segments.append(header, stored)
         self.live[segment] += record_size(header.stored_size)

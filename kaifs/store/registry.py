@@ -579,7 +579,7 @@ class Registry:
     def put_output(self, root_id: RootId, output: bytes) -> None:
         """Keep what the last tests in the snapshot of *root_id* wrote, in place of the one before."""
         codec, stored = Compressor(OUTPUT_LEVEL).encode(output)
-        record = OutputRecord(codec, len(output), stored)
+        record = OutputRecord(codec, len(output), bytes(stored))
         self.pending.put(Table.OUTPUTS, root_key(root_id), OUTPUT.encode(record))
 
     def find_output(self, root_id: RootId) -> bytes | None:
@@ -774,13 +774,16 @@ class Registry:
         root = self._roots.get(root_id)
         if self.journal is not None and (root is None or root.log is not None):
             self.journal.add(UNFINISHED, root_id, is_listed)
+            if root is not None:
+                root.is_listed = is_listed
 
     def note_unfinished(self, root: Root) -> None:
         """Remember that *root* must be looked after when the store is opened again.
 
         It has inodes without a name, or is a head whose backup is due.
         """
-        self._list_unfinished(root.root_id, is_listed=True)
+        if not root.is_listed:
+            self._list_unfinished(root.root_id, is_listed=True)
 
     def unfinished_roots(self) -> list[RootId]:
         """Return the roots that somebody must look after when the store is opened."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kaifs.base.types import NO_NODE, BlockId, Generation, Ino, NodeId, RootId, Slot
 from kaifs.meta.records import RootKind, RootRecord, RootState
 
 if TYPE_CHECKING:
     from kaifs.store.journal import RootLog
+
+# Every request asks: looking a member up costs as much as a short function.
+_WRITABLE: Final = (RootState.WRITABLE, RootState.BUILDING)
 
 
 class Root:
@@ -25,6 +28,7 @@ class Root:
         "first_ino",
         "generation",
         "inodes",
+        "is_listed",
         "kind",
         "lineage",
         "log",
@@ -46,6 +50,8 @@ class Root:
         """Counts the changes of the tree since the root was loaded."""
         self.changed_in = 0
         """Number of the commit that takes, or took, the last change of the tree."""
+        self.is_listed = False
+        """Whether the journal says already that the root must be looked after."""
         self.log: RootLog | None = None
         """Takes in each change of the tree for the journal; None: it is not journaled."""
         self.base: NodeId = NO_NODE
@@ -75,7 +81,7 @@ class Root:
     @property
     def is_writable(self) -> bool:
         """Whether the tree may change."""
-        return self.state in (RootState.WRITABLE, RootState.BUILDING)
+        return self.state in _WRITABLE
 
     @property
     def is_passing(self) -> bool:

@@ -20,6 +20,8 @@ _Path = list[tuple[Branch, int]]
 
 V = TypeVar("V")
 
+_UNKNOWN: Final[Any] = object()
+"""What is kept of a key of which nothing is."""
 DECODED_MAX: Final = 128
 """Decoded values kept for one tree: the directories and files at work, some 50 KB."""
 
@@ -27,10 +29,11 @@ DECODED_MAX: Final = 128
 class BTree:
     """The B+tree of one root."""
 
-    __slots__ = ("_decoded", "_decoded_top", "_nodes", "_root")
+    __slots__ = ("_cached", "_decoded", "_decoded_top", "_nodes", "_root")
 
     def __init__(self, nodes: Nodes, root: Root) -> None:
         self._nodes = nodes
+        self._cached = nodes.cached
         self._root = root
         self._decoded: dict[bytes, Any] = {}
         self._decoded_top = root.top
@@ -41,33 +44,45 @@ class BTree:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value at *key*, None if there is none. O(log n)."""
-        get = self._nodes.get
-        node = get(self._root.top)
-        # Nearly every request comes here a few times: a type is asked for in the shortest way.
-        while node.__class__ is Branch:
-            index = bisect_right(node.keys, key) - 1
-            node = get(node.children[index if index > 0 else 0])
-        keys = node.keys
+        leaf = self._leaf(key)
+        keys = leaf.keys
         index = bisect_left(keys, key)
         if index < len(keys) and keys[index] == key:
-            return node.values[index]  # type: ignore[union-attr]  # a leaf
+            return leaf.values[index]
         return None
+
+    def _leaf(self, key: bytes) -> Leaf:
+        """Return the leaf that has *key*, if it is anywhere.
+
+        Every request comes here, mostly more than once: so what `Nodes.get` does is written out,
+        and a type asked for in the shortest way.
+        """
+        nodes, cached = self._nodes, self._cached
+        node_id, visits = self._root.top, 1
+        node = cached.get(node_id) or nodes.load(node_id)
+        node.used = True
+        while node.__class__ is Branch:
+            index = bisect_right(node.keys, key) - 1
+            node_id = node.children[index if index > 0 else 0]
+            node = cached.get(node_id) or nodes.load(node_id)
+            node.used = True
+            visits += 1
+        nodes.visits += visits
+        return node  # type: ignore[return-value]  # what is no branch is a leaf
 
     def get_decoded(self, key: bytes, decode: Callable[[bytes], V]) -> V | None:
         """Return what *decode* makes of the value at *key*, None if there is none.
 
-        The last few are kept, so a key must always be decoded in the same way, to
-        what never changes.
+        The last few are kept, also that there is none. So a key must always be decoded in the
+        same way, to what never changes.
         """
         if self._decoded_top != self._root.top:
             self._decoded.clear()
             self._decoded_top = self._root.top
-        found: V | None = self._decoded.get(key)
-        if found is None:
+        found: V | None = self._decoded.get(key, _UNKNOWN)
+        if found is _UNKNOWN:
             value = self.get(key)
-            if value is None:
-                return None
-            found = decode(value)
+            found = None if value is None else decode(value)
             self._keep(key, found)
         return found
 
@@ -87,14 +102,7 @@ class BTree:
 
         The tree must not change while this runs; take a list if it may.
         """
-        get = self._nodes.get
-        path: _Path = []
-        node = get(self._root.top)
-        while not is_leaf(node):
-            assert isinstance(node, Branch)
-            index = max(bisect_right(node.keys, start) - 1, 0)
-            path.append((node, index))
-            node = get(node.children[index])
+        node, path = self._descend(start)
         index = bisect_left(node.keys, start)
         while True:
             keys, values = node.keys, node.values
@@ -124,13 +132,7 @@ class BTree:
     def floor(self, key: bytes) -> tuple[bytes, bytes] | None:
         """Return the greatest key that is not greater than *key*, and its value."""
         get = self._nodes.get
-        path: _Path = []
-        node = get(self._root.top)
-        while not is_leaf(node):
-            assert isinstance(node, Branch)
-            index = max(bisect_right(node.keys, key) - 1, 0)
-            path.append((node, index))
-            node = get(node.children[index])
+        node, path = self._descend(key)
         index = bisect_right(node.keys, key) - 1
         if index >= 0:
             return node.keys[index], node.values[index]
@@ -138,11 +140,11 @@ class BTree:
         while path:
             branch, index = path.pop()
             if index > 0:
-                node = get(branch.children[index - 1])
-                while not is_leaf(node):
-                    assert isinstance(node, Branch)
-                    node = get(node.children[-1])
-                return node.keys[-1], node.values[-1]
+                last = get(branch.children[index - 1])
+                while not is_leaf(last):
+                    assert isinstance(last, Branch)
+                    last = get(last.children[-1])
+                return last.keys[-1], last.values[-1]
         return None
 
     # --- changing ----------------------------------------------------------------------
@@ -150,7 +152,7 @@ class BTree:
     def put(self, key: bytes, value: bytes) -> None:
         """Set the value at *key*. O(log n)."""
         self._decoded.pop(key, None)
-        leaf, path = self._writable_leaf(key)
+        leaf = self._writable_leaf(key)
         keys = leaf.keys
         index = bisect_left(keys, key)
         if index < len(keys) and keys[index] == key:
@@ -160,51 +162,75 @@ class BTree:
             keys.insert(index, key)
             leaf.values.insert(index, value)
             leaf.weight += len(key) + len(value)
-        if self._root.log is not None:
-            self._root.log.put(key, value)
+        log = self._root.log
+        if log is not None:
+            log.put(key, value)
         if len(keys) > MAX_KEYS or leaf.weight > MAX_BYTES:
-            self._split(leaf, path, at_end=index == len(keys) - 1)
+            self._split(leaf, self._descend(key)[1], at_end=index == len(keys) - 1)
 
     def delete(self, key: bytes) -> bool:
         """Delete *key*. Return whether it was there. O(log n)."""
         if self.get(key) is None:
             return False
-        self._decoded.pop(key, None)
-        leaf, path = self._writable_leaf(key)
-        index = bisect_left(leaf.keys, key)
-        leaf.weight -= len(key) + len(leaf.values[index])
-        del leaf.keys[index]
-        del leaf.values[index]
-        if self._root.log is not None:
-            self._root.log.put(key, None)
-        if len(leaf.keys) < MIN_KEYS:
-            self._shrink(leaf, path)
+        self.discard(key)
         return True
 
-    def _writable_leaf(self, key: bytes) -> tuple[Leaf, _Path]:
-        nodes, root = self._nodes, self._root
+    def discard(self, key: bytes) -> None:
+        """Delete *key* if it is there, which mostly it should be: nodes are copied in any case."""
+        self._decoded.pop(key, None)
+        leaf = self._writable_leaf(key)
+        keys = leaf.keys
+        index = bisect_left(keys, key)
+        if index >= len(keys) or keys[index] != key:
+            return
+        leaf.weight -= len(key) + len(leaf.values[index])
+        del keys[index]
+        del leaf.values[index]
+        log = self._root.log
+        if log is not None:
+            log.put(key, None)
+        if len(keys) < MIN_KEYS:
+            self._shrink(leaf, self._descend(key)[1])
+
+    def _writable_leaf(self, key: bytes) -> Leaf:
+        """Return the leaf that has *key*, or is to have it; it and all above it are the root's own."""
+        nodes, cached, root = self._nodes, self._cached, self._root
         root.dirty = True
         root.changed_in = nodes.taking
-        get, generation = nodes.get, root.generation
-        node = get(root.top)
+        generation, node_id, visits = root.generation, root.top, 1
+        node = cached.get(node_id) or nodes.load(node_id)
+        node.used = True
         if node.generation != generation:
             node = nodes.copy(node, generation)
             root.top = node.node_id
-        path: _Path = []
         while node.__class__ is Branch:
             index = bisect_right(node.keys, key) - 1
             if index < 0:
                 index = 0
-            child = get(node.children[index])
+            node_id = node.children[index]
+            child = cached.get(node_id) or nodes.load(node_id)
+            child.used = True
+            visits += 1
             if child.generation != generation:
                 child = nodes.copy(child, generation)
                 node.children[index] = child.node_id
                 nodes.touch(node)
-            path.append((node, index))
             node = child
-        assert is_leaf(node), "what is no branch is a leaf"
+        nodes.visits += visits
         if not node.dirty:
             nodes.touch(node)
+        return node  # type: ignore[return-value]  # what is no branch is a leaf
+
+    def _descend(self, key: bytes) -> tuple[Leaf, _Path]:
+        """Return the leaf that has *key*, and the branches above, with the place of the next in each."""
+        get = self._nodes.get
+        path: _Path = []
+        node = get(self._root.top)
+        while not is_leaf(node):
+            assert isinstance(node, Branch)
+            index = max(bisect_right(node.keys, key) - 1, 0)
+            path.append((node, index))
+            node = get(node.children[index])
         return node, path
 
     def _writable(self, node_id: NodeId) -> Leaf | Branch:

@@ -7,7 +7,7 @@ Splitting an extent shares its block; it never copies payload.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Final
 
 from kaifs.base.types import FILE_SIZE_MAX, BlockId, Ino
 from kaifs.blocks.chunking import CHUNK_MAX, INLINE_MAX
@@ -16,6 +16,8 @@ from kaifs.meta.records import Extent, decode_extent, encode_extent, extent_leng
 from kaifs.store.payload import Payload
 from kaifs.store.roots import Root
 from kaifs.tree.btree import BTree
+
+_NO_BLOCK: Final = BlockId(0)
 
 
 class Content:
@@ -32,7 +34,7 @@ class Content:
         """Return the extents that hold a byte of [start, stop), in order."""
         found: list[Extent] = []
         first = keys.extent_key(ino, start)
-        before = self._btree.floor(first)
+        before = self._btree.floor(first) if start else None
         if before is not None and before[0][: keys.PREFIX_SIZE] == first[: keys.PREFIX_SIZE]:
             offset = keys.number_at_end(before[0])
             if offset < start and offset + extent_length(before[1]) > start:
@@ -75,28 +77,41 @@ class Content:
             pieces.append(bytes(stop - position))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def write(self, ino: Ino, offset: int, payload: bytes) -> int:
+    def write(self, ino: Ino, offset: int, payload: bytes | memoryview, size: int) -> int:
         """Put *payload* at *offset*. Return by how many bytes the covered part grew.
+
+        Args:
+            ino: The file.
+            offset: Position of the first byte.
+            payload: What to write. It is not kept.
+            size: The file's size: no extent reaches past it.
 
         Raises:
             NoSpaceError: the disk is full; the file is as it was.
         """
-        new = list(self._store(offset, payload))
-        self._root.charge(sum(map(self.own_size, new)))
-        grown = len(payload) - self.punch(ino, offset, offset + len(payload))
-        if len(new) == 1 and not new[0].block and offset:
-            new = [self._join_inline(ino, new[0])]
+        length = len(payload)
+        if length <= CHUNK_MAX:
+            new = [self._stored(offset, payload)]
+        else:
+            new = [
+                self._stored(offset + start, payload[start : start + CHUNK_MAX])
+                for start in range(0, length, CHUNK_MAX)
+            ]
+        for extent in new:
+            self._root.charge(self.own_size(extent))
+        grown = length
+        if offset < size:
+            grown -= self.punch(ino, offset, offset + length)
+        if offset and not new[0].block:
+            new[0] = self._join_inline(ino, new[0])
         for extent in new:
             self.put_extent(ino, extent)
         return grown
 
-    def _store(self, offset: int, payload: bytes) -> Iterator[Extent]:
+    def _stored(self, offset: int, payload: bytes | memoryview) -> Extent:
         if len(payload) <= INLINE_MAX:
-            yield Extent(offset, len(payload), BlockId(0), 0, bytes(payload))
-            return
-        for start in range(0, len(payload), CHUNK_MAX):
-            piece = payload[start : start + CHUNK_MAX]
-            yield Extent(offset + start, len(piece), self._payload.put(piece))
+            return Extent(offset, len(payload), _NO_BLOCK, 0, bytes(payload))
+        return Extent(offset, len(payload), self._payload.put(payload))
 
     def _join_inline(self, ino: Ino, extent: Extent) -> Extent:
         # Many small appends would otherwise leave an extent each.
@@ -107,7 +122,7 @@ class Content:
         if left.block or left.stop != extent.offset or left.length + extent.length > INLINE_MAX:
             return extent
         joined = left.inline + extent.inline
-        return Extent(left.offset, len(joined), BlockId(0), 0, joined)
+        return Extent(left.offset, len(joined), _NO_BLOCK, 0, joined)
 
     def own_size(self, extent: Extent) -> int:
         """Return how many of an extent's bytes this tree does not share with what it was cloned of.

@@ -58,6 +58,7 @@ from kaifs.meta.records import (
     InodeRecord,
     decode_dentry,
     decode_dir_index,
+    decode_extent,
     dentry_ino,
     encode_dentry,
     encode_dir_index,
@@ -85,6 +86,11 @@ class RenameFlags(IntFlag):
     EXCHANGE = 2
     WHITEOUT = 4
     """Leave a whiteout (character device 0:0) behind. Whoever renames makes it."""
+
+
+# Plain numbers: an IntFlag takes ten times as long to look into.
+_NOREPLACE: Final = int(RenameFlags.NOREPLACE)
+_EXCHANGE: Final = int(RenameFlags.EXCHANGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,11 +452,12 @@ class Tree:
         """
         self._check_writable()
         above = self._directory(parent)
-        ino = self.get(parent, name)
+        ino, seq, _ = self._entry(parent, name)
         inode = self.inode(ino)
         if stat.S_ISDIR(inode.mode):
             raise IsDirectoryError(os.fsdecode(name))
-        self._remove(parent, above, name, ino, stat.S_IFMT(inode.mode), now_ns)
+        self._drop_entry(parent, name, ino, seq)
+        self._put_directory(parent, above, now_ns, entries=-1)
         self._drop_link(ino, inode, now_ns)
         return ino
 
@@ -462,11 +469,12 @@ class Tree:
         """
         self._check_writable()
         above = self._directory(parent)
-        ino = self.get(parent, name)
+        ino, seq, _ = self._entry(parent, name)
         inode = self._directory(ino)
         if inode.size:
             raise DirectoryNotEmptyError(os.fsdecode(name))
-        self._remove(parent, above, name, ino, stat.S_IFDIR, now_ns)
+        self._drop_entry(parent, name, ino, seq)
+        self._put_directory(parent, above, now_ns, entries=-1, directories=-1)
         self._make_orphan(ino, replace(inode, nlink=0, ctime_ns=now_ns))
         return ino
 
@@ -477,7 +485,7 @@ class Tree:
         new_parent: Ino,
         new_name: bytes,
         now_ns: int,
-        flags: RenameFlags = RenameFlags.NONE,
+        flags: int = 0,
     ) -> Ino | None:
         """Move *name* to *new_name*, replacing or exchanging what is there.
 
@@ -488,40 +496,47 @@ class Tree:
             FileError: as renameat2(2).
         """
         self._check_writable()
-        if flags not in (RenameFlags.NONE, RenameFlags.NOREPLACE, RenameFlags.EXCHANGE):
+        if flags not in (0, _NOREPLACE, _EXCHANGE):
             raise InvalidOperationError(f"rename flags {flags:#x}")
         self._check_name(new_name)
-        self._directory(parent)
-        if self._directory(new_parent).nlink == 0:
+        above = self._directory(parent)
+        target = above if new_parent == parent else self._directory(new_parent)
+        if target.nlink == 0:
             raise NoEntryError("the directory was removed")
-        ino = self.get(parent, name)
+        ino, seq, _ = self._entry(parent, name)
         inode = self.inode(ino)
-        other = self.find(new_parent, new_name)
-        if flags & RenameFlags.NOREPLACE and other is not None:
+        found = self.btree.get(keys.dentry_key(new_parent, new_name))
+        if found is None:
+            if flags & _EXCHANGE:
+                raise NoEntryError(os.fsdecode(new_name))
+            self._check_not_below(ino, inode, new_parent)
+            if stat.S_ISDIR(inode.mode) and parent != new_parent and target.nlink >= LINK_MAX:
+                raise TooManyLinksError(f"inode {new_parent}")
+            self._move(parent, name, seq, new_parent, new_name, None, ino, inode, now_ns)
+            return None
+        if flags & _NOREPLACE:
             raise EntryExistsError(os.fsdecode(new_name))
-        if flags & RenameFlags.EXCHANGE and other is None:
-            raise NoEntryError(os.fsdecode(new_name))
+        other, other_seq, _ = decode_dentry(found)
         if other == ino:
             return None
         self._check_not_below(ino, inode, new_parent)
-        if other is None:
-            self._check_room_for(inode, parent, new_parent)
-            self._move(parent, name, new_parent, new_name, ino, now_ns)
-            return None
         displaced = self.inode(other)
-        if flags & RenameFlags.EXCHANGE:
+        if flags & _EXCHANGE:
             self._check_not_below(other, displaced, parent)
-            self._exchange(parent, name, ino, new_parent, new_name, other, now_ns)
+            self._exchange(parent, name, seq, ino, new_parent, new_name, other_seq, other, now_ns)
             return None
         self._check_replaceable(inode, displaced, new_name)
-        kind = stat.S_IFMT(displaced.mode)
-        seq = self._remove(new_parent, self.inode(new_parent), new_name, other, kind, now_ns)
-        if kind == stat.S_IFDIR:
+        self.btree.discard(keys.link_key(other, new_parent, new_name))
+        is_directory = stat.S_ISDIR(displaced.mode)
+        self._put_directory(
+            new_parent, target, now_ns, entries=-1, directories=-1 if is_directory else 0
+        )
+        if is_directory:
             self._make_orphan(other, replace(displaced, nlink=0, ctime_ns=now_ns))
         else:
             self._drop_link(other, displaced, now_ns)
-        self._move(parent, name, new_parent, new_name, ino, now_ns, seq)
-        return other if kind == stat.S_IFDIR or displaced.nlink == 1 else None
+        self._move(parent, name, seq, new_parent, new_name, other_seq, ino, inode, now_ns)
+        return other if is_directory or displaced.nlink == 1 else None
 
     def _check_replaceable(self, inode: InodeRecord, displaced: InodeRecord, name: bytes) -> None:
         if stat.S_ISDIR(displaced.mode):
@@ -539,52 +554,64 @@ class Tree:
                     raise InvalidOperationError("a directory cannot be moved into itself")
                 directory = self.parent(directory)
 
-    def _check_room_for(self, inode: InodeRecord, parent: Ino, new_parent: Ino) -> None:
-        if (
-            stat.S_ISDIR(inode.mode)
-            and parent != new_parent
-            and self.inode(new_parent).nlink >= LINK_MAX
-        ):
-            raise TooManyLinksError(f"inode {new_parent}")
-
     def _move(
         self,
         parent: Ino,
         name: bytes,
+        seq: int,
         new_parent: Ino,
         new_name: bytes,
+        new_seq: int | None,
         ino: Ino,
+        inode: InodeRecord,
         now_ns: int,
-        seq: int | None = None,
     ) -> None:
-        """Give *ino* another name, which takes the place *seq* in the listing.
+        """Give *ino* another name, which takes the place *new_seq* in the listing.
 
         None: the place of the old name if it is the same directory, else a new one. Who
         reads the directory meanwhile sees a name that goes to and fro once, and ends.
         """
-        kind = stat.S_IFMT(self.inode(ino).mode)
-        old_seq = self._remove(parent, self.inode(parent), name, ino, kind, now_ns)
-        if seq is None and parent == new_parent:
-            seq = old_seq
-        self._insert(new_parent, self.inode(new_parent), new_name, ino, kind, now_ns, seq)
-        self.put_inode(ino, replace(self.inode(ino), ctime_ns=now_ns))
+        above = self.inode(parent)
+        kind = stat.S_IFMT(inode.mode)
+        directories = 1 if kind == stat.S_IFDIR else 0
+        if parent == new_parent:
+            if new_seq is None:
+                new_seq = seq
+            self._put_directory(parent, above, now_ns)
+        else:
+            self._put_directory(parent, above, now_ns, entries=-1, directories=-directories)
+            target = self.inode(new_parent)
+            next_seq = target.next_seq
+            if new_seq is None:
+                new_seq = next_seq
+                next_seq += 1
+            self._put_directory(
+                new_parent, target, now_ns, entries=1, directories=directories, next_seq=next_seq
+            )
+        self._drop_entry(parent, name, ino, seq if parent != new_parent or new_seq != seq else None)
+        self._put_entry(new_parent, new_name, ino, new_seq, kind)
+        self.put_inode(ino, replace(inode, ctime_ns=now_ns))
 
     def _exchange(
         self,
         parent: Ino,
         name: bytes,
+        seq: int,
         ino: Ino,
         new_parent: Ino,
         new_name: bytes,
+        other_seq: int,
         other: Ino,
         now_ns: int,
     ) -> None:
         kind, other_kind = (stat.S_IFMT(self.inode(one).mode) for one in (ino, other))
-        seq = self._remove(parent, self.inode(parent), name, ino, kind, now_ns)
-        above = self.inode(new_parent)
-        new_seq = self._remove(new_parent, above, new_name, other, other_kind, now_ns)
-        self._insert(new_parent, self.inode(new_parent), new_name, ino, kind, now_ns, new_seq)
-        self._insert(parent, self.inode(parent), name, other, other_kind, now_ns, seq)
+        self.btree.discard(keys.link_key(ino, parent, name))
+        self.btree.discard(keys.link_key(other, new_parent, new_name))
+        self._put_entry(new_parent, new_name, ino, other_seq, kind)
+        self._put_entry(parent, name, other, seq, other_kind)
+        moved_in = (other_kind == stat.S_IFDIR) - (kind == stat.S_IFDIR)
+        self._put_directory(parent, self.inode(parent), now_ns, directories=moved_in)
+        self._put_directory(new_parent, self.inode(new_parent), now_ns, directories=-moved_in)
         for one in (ino, other):
             self.put_inode(one, replace(self.inode(one), ctime_ns=now_ns))
 
@@ -605,54 +632,62 @@ class Tree:
         return above
 
     def _insert(
-        self,
-        parent: Ino,
-        above: InodeRecord,
-        name: bytes,
-        ino: Ino,
-        kind: int,
-        now_ns: int,
-        seq: int | None = None,
+        self, parent: Ino, above: InodeRecord, name: bytes, ino: Ino, kind: int, now_ns: int
     ) -> None:
-        """Add an entry, at the place *seq* of the listing, which is free; None: at its end."""
-        next_seq = above.next_seq
-        if seq is None:
-            seq = next_seq
-            next_seq += 1
+        """Add an entry at the end of the listing."""
+        seq = above.next_seq
+        self._put_entry(parent, name, ino, seq, kind)
+        directories = 1 if kind == stat.S_IFDIR else 0
+        self._put_directory(
+            parent, above, now_ns, entries=1, directories=directories, next_seq=seq + 1
+        )
+
+    def _entry(self, parent: Ino, name: bytes) -> tuple[Ino, int, int]:
+        """Return inode number, place in the listing and kind of an entry.
+
+        Raises:
+            NoEntryError: there is none.
+        """
+        value = self.btree.get(keys.dentry_key(parent, name))
+        if value is None:
+            raise NoEntryError(os.fsdecode(name))
+        return decode_dentry(value)
+
+    def _put_entry(self, parent: Ino, name: bytes, ino: Ino, seq: int, kind: int) -> None:
+        """Let *name*, at the place *seq* of the listing, be *ino*. Counts are the caller's."""
         put = self.btree.put
         put(keys.dentry_key(parent, name), encode_dentry(ino, seq, kind >> 12))
         put(keys.dir_index_key(parent, seq), encode_dir_index(ino, kind >> 12, name))
         put(keys.link_key(ino, parent, name), b"")
-        changed = replace(
-            above,
-            size=above.size + 1,
-            next_seq=next_seq,
-            nlink=above.nlink + (kind == stat.S_IFDIR),
-            mtime_ns=now_ns,
-            ctime_ns=now_ns,
-        )
-        self.put_inode(parent, changed)
 
-    def _remove(
-        self, parent: Ino, above: InodeRecord, name: bytes, ino: Ino, kind: int, now_ns: int
-    ) -> int:
-        """Take an entry away, and return its place in the listing."""
-        dentry = keys.dentry_key(parent, name)
-        value = self.btree.get(dentry)
-        assert value is not None, "the caller has found the entry"
-        seq = decode_dentry(value)[1]
-        self.btree.delete(dentry)
-        self.btree.delete(keys.dir_index_key(parent, seq))
-        self.btree.delete(keys.link_key(ino, parent, name))
+    def _drop_entry(self, parent: Ino, name: bytes, ino: Ino, seq: int | None) -> None:
+        """Take an entry away; not its place in the listing, if *seq* is None."""
+        discard = self.btree.discard
+        discard(keys.dentry_key(parent, name))
+        if seq is not None:
+            discard(keys.dir_index_key(parent, seq))
+        discard(keys.link_key(ino, parent, name))
+
+    def _put_directory(
+        self,
+        ino: Ino,
+        inode: InodeRecord,
+        now_ns: int,
+        *,
+        entries: int = 0,
+        directories: int = 0,
+        next_seq: int | None = None,
+    ) -> None:
+        """Note that the content of a directory has changed, by how many entries and directories."""
         changed = replace(
-            above,
-            size=above.size - 1,
-            nlink=above.nlink - (kind == stat.S_IFDIR),
+            inode,
+            size=inode.size + entries,
+            nlink=inode.nlink + directories,
+            next_seq=inode.next_seq if next_seq is None else next_seq,
             mtime_ns=now_ns,
             ctime_ns=now_ns,
         )
-        self.put_inode(parent, changed)
-        return seq
+        self.put_inode(ino, changed)
 
     # --- orphans -----------------------------------------------------------------------
 
@@ -685,13 +720,19 @@ class Tree:
         if not self.btree.delete(keys.orphan_key(ino)):
             return
         inode = self.inode(ino)
+        freed, attributes = 0, 0
+        start, stop = keys.inode_key(ino), keys.inode_key(Ino(ino + 1))
+        for key, value in list(self.btree.scan(start, stop)):
+            kind = key[keys.PREFIX_SIZE - 1]
+            if kind == keys.EXTENT:
+                freed += self.content.own_size(decode_extent(keys.number_at_end(key), value))
+            elif kind == keys.XATTR:
+                attributes += len(value)
+            self.btree.discard(key)
         # Only what this tree brought gives room back: who deletes what was there before gets none.
         if ino >= self.root.first_ino:
-            self.root.charge(-INODE_CHARGE - sum(map(len, self.xattrs(ino).values())))
-        self.root.charge(-sum(map(self.content.own_size, self.content.extents(ino))))
-        start, stop = keys.inode_key(ino), keys.inode_key(Ino(ino + 1))
-        for key, _ in list(self.btree.scan(start, stop)):
-            self.btree.delete(key)
+            freed += INODE_CHARGE + attributes
+        self.root.charge(-freed)
         self.root.inodes -= 1
         if stat.S_ISREG(inode.mode):
             self.root.size -= inode.size
@@ -787,7 +828,7 @@ class Tree:
         self,
         ino: Ino,
         offset: int,
-        payload: bytes,
+        payload: bytes | memoryview,
         now_ns: int | None,
         *,
         kill_privileges: bool = False,
@@ -797,7 +838,7 @@ class Tree:
         Args:
             ino: A regular file.
             offset: Position of the first byte.
-            payload: What to write.
+            payload: What to write. It is not kept.
             now_ns: New mtime and ctime; None leaves them (the kernel keeps them).
             kill_privileges: Take the set-id bits away.
 
@@ -813,7 +854,7 @@ class Tree:
             return 0
         size = max(inode.size, stop)
         self._check_tree_size(inode, size)
-        grown = self.content.write(ino, offset, payload)
+        grown = self.content.write(ino, offset, payload, inode.size)
         self._put_content_change(ino, inode, size, grown, now_ns, kill_privileges)
         return len(payload)
 

@@ -76,9 +76,14 @@ until it hears that, and the kernel remembers no attribute."""
 
 _SNAPSHOTS_PREFIX: Final = "@snapshots/"
 _VERSIONS_PREFIX: Final = "@versions/"
+# Plain numbers: an IntFlag takes ten times as long to look into.
+_EXCHANGE: Final = int(RenameFlags.EXCHANGE)
+_WHITEOUT: Final = int(RenameFlags.WHITEOUT)
+_RENAME_FLAGS: Final = int(RenameFlags.NOREPLACE) | _EXCHANGE | _WHITEOUT
 _STEP_NS: Final = 10_000_000
 """The longest step of the clock by which files are stamped."""
 _CURRENT: Final = "current"
+_QUARANTINED: Final = RootKind.QUARANTINED
 
 
 class FallocateMode(IntFlag):
@@ -270,7 +275,7 @@ class Namespace:
         if not self._store.has_root(root):
             raise NoEntryError
         tree = self.forest.tree(root)
-        if tree.root.kind is RootKind.QUARANTINED:
+        if tree.root.kind is _QUARANTINED:
             raise ChecksumMismatchError(f"{self._where(root)} is in quarantine")
         return tree
 
@@ -683,7 +688,7 @@ class Namespace:
         """
         _check_name(name)
         _check_name(new_name)
-        if flags & ~(RenameFlags.NOREPLACE | RenameFlags.EXCHANGE | RenameFlags.WHITEOUT):
+        if flags & ~_RENAME_FLAGS:
             raise InvalidOperationError
         root, ino = self._split(parent)
         new_root, new_ino = self._split(new_parent)
@@ -692,21 +697,21 @@ class Namespace:
         if root == VIRTUAL_ROOT:
             if ino != new_ino:
                 raise CrossViewError
-            if flags & RenameFlags.WHITEOUT:
+            if flags & _WHITEOUT:
                 raise InvalidOperationError
             self._rename_folder(ino, name, new_name, flags, caller)
             return
         tree = self._writable_tree(root)
-        leaves_whiteout = bool(flags & RenameFlags.WHITEOUT)
+        leaves_whiteout = bool(flags & _WHITEOUT)
         if leaves_whiteout:
-            if flags & RenameFlags.EXCHANGE:
+            if flags & _EXCHANGE:
                 raise InvalidOperationError
             self._check_quota(tree, INODE_CHARGE)
-        moving = RenameFlags(flags & ~RenameFlags.WHITEOUT)
-        displaced = tree.rename(ino, name, new_ino, new_name, self.now_ns(), moving)
+        now_ns = self.now_ns()
+        displaced = tree.rename(ino, name, new_ino, new_name, now_ns, flags & ~_WHITEOUT)
         if leaves_whiteout and tree.find(ino, name) is None:
             owner = self._owner(caller)
-            tree.make(ino, name, stat.S_IFCHR, owner.uid, owner.gid, self.now_ns())
+            tree.make(ino, name, stat.S_IFCHR, owner.uid, owner.gid, now_ns)
         if displaced is not None:
             self._let_go(tree, root, displaced)
 
@@ -763,7 +768,7 @@ class Namespace:
         self._check_present(ino, name)
         if self.read_only or kind is not Kind.SNAPSHOTS:
             raise self._refusal(ino)
-        if flags & RenameFlags.EXCHANGE:
+        if flags & _EXCHANGE:
             raise InvalidOperationError
         if name == new_name:
             return
@@ -846,7 +851,7 @@ class Namespace:
         self,
         node: KernelNode,
         offset: int,
-        data: bytes,
+        data: bytes | memoryview,
         *,
         kill_privileges: bool = False,
         keep_times: bool = True,
