@@ -24,6 +24,7 @@ from kaifs.base.errors import (
     MountBusyError,
     MountFailedError,
     MountOptionError,
+    NoEntryError,
     NoSpaceError,
     NotMountedError,
     RestartError,
@@ -50,18 +51,20 @@ from kaifs.control.messages import (
     ShutdownResult,
     encode,
 )
-from kaifs.daemon.actions import StoreActions
+from kaifs.daemon.actions import StoreActions, load_verbs
 from kaifs.daemon.attachments import Attachments
 from kaifs.daemon.barrier import Helper
 from kaifs.daemon.care import Care, Means
 from kaifs.daemon.epochs import RETRY_MAX_S, Epochs
-from kaifs.daemon.handover import Kept, Line
+from kaifs.daemon.handover import Kept, KeptConnection, Line, Unsettled
+from kaifs.daemon.helper_process import HelperProcess
 from kaifs.daemon.log import log_to_file
 from kaifs.daemon.options import STORE_WIDE, MountOptions, parse_options
 from kaifs.daemon.served_mount import ServedMount
 from kaifs.daemon.succession import Facts, Succession
 from kaifs.fuse.handlers import Handlers
-from kaifs.fuse.transports import Connected, Pace, Transport, make_transport, resume_transport
+from kaifs.fuse.transports import Connected, Pace, make_transport, resume_transport
+from kaifs.fuse.transports import Name as TransportName
 from kaifs.linux.files import write_all
 from kaifs.linux.namespaces import mount_namespace
 from kaifs.linux.processes import identify, leave_terminal, set_process_name
@@ -69,7 +72,6 @@ from kaifs.linux.sockets import listen_at
 from kaifs.meta.records import RootState
 from kaifs.service.context import Caller, Context, no_alert, this_caller
 from kaifs.service.reference import resolve
-from kaifs.service.switching import finish_due_backups, refuse_foreign_mounts
 from kaifs.store.changes import Change, HeadSwitched, SnapshotRemoved
 from kaifs.store.replay import Recovery
 from kaifs.store.store import Store, StoreOptions
@@ -100,6 +102,8 @@ class Settings:
     """End when the other end of this pipe is closed; -1: when told."""
     line: Line | None = None
     """Leads to the supervisor; None: there is none."""
+    helper: HelperProcess | None = None
+    """The process that touches the mount, if it was started already."""
     kept: Kept | None = None
     """What a server that is no more has left: its mount goes on here. None: mount."""
 
@@ -141,7 +145,7 @@ class _Daemon:
         self._ready = trio.Event()
         """Set when the first mount answers."""
         self._mounts: list[ServedMount] = []
-        """Those that are served now. The first of all is the one that a supervisor keeps."""
+        """Those that are served now."""
         self._care: Care | None = None
         self._failure: KaifsError | None = None
         self._holders = 0
@@ -156,7 +160,7 @@ class _Daemon:
         """Serve from the store's lock to its release; return whether the mount goes on."""
         settings = self._settings
         # Before the store and /dev/fuse are open: the helper must hold neither.
-        self._helper = Helper()
+        self._helper = Helper(settings.helper)
         try:
             options = StoreOptions(
                 zstd_level=settings.options.zstd_level,
@@ -195,33 +199,6 @@ class _Daemon:
         _log_recovery(self._store.recovery)
         self._forest = Forest(self._store)
         self._epochs = Epochs(self._store, options.commit_s)
-        kept = settings.kept
-        if kept is None:
-            self._check_scope(options)
-        namespace = self._new_namespace(options)
-        if kept is None:
-            self._forest.recover()
-            finish_due_backups(self._own_context())
-        else:
-            namespace.inherit()
-        handlers = self._new_handlers(namespace)
-        pace = Pace(options.busypoll_us, options.latency == "auto")
-        facts = None if kept is None else msgspec.convert(kept.facts, Facts)
-        if kept is not None and facts is not None:
-            transport = self._resumed(handlers, pace, Connected(kept.device, facts.terms))
-        else:
-            name = options.transport if settings.mountpoint is not None else "none"
-            transport = make_transport(name, handlers, pace)
-        main = self._main = ServedMount(
-            settings.mountpoint,
-            options,
-            handlers,
-            transport,
-            self._helper,
-            self._succession.unsettled,
-        )
-        self._mounts.append(main)
-        main.taken = self._roots_of(main)
         self._attachments = Attachments(
             self._flush_for_sandbox,
             self._epochs.sync,
@@ -231,23 +208,34 @@ class _Daemon:
             self._lend,
             self._mount_of,
         )
+        means = Means(self._own_context, self._flush, self._commit_change, self._changing)
+        self._care = Care(self._store, means)
+        self._attachments.on_damage = self._care.damage_met
+        kept = settings.kept
+        if kept is None:
+            self._check_scope(options)
+            self._forest.recover()
+            self._finish_due_backups()
+            name = options.transport if settings.mountpoint is not None else "none"
+            self._mounts.append(self._new_mount(settings.mountpoint, options, name))
+        else:
+            for connection in kept.connections.values():
+                self._mounts.append(self._resumed(connection))
+        for mount in self._mounts:
+            mount.taken = self._roots_of(mount)
+        self._lend()
         self._store.on_change = self._changed
-        self._care = Care(
-            self._store,
-            Means(self._own_context, self._flush, self._commit_change, self._changing),
-        )
-        namespace.on_damage = self._attachments.on_damage = self._care.damage_met
-        if kept is not None and facts is not None:
-            main.take_over(facts.minor)
+        if kept is None:
+            self._listener = listen_at(socket_path(settings.store), SOCKET_MODE)
+            if settings.mountpoint is not None:
+                self._mounts[0].mount(settings.store)
+        else:
             self._listener = socket.socket(fileno=kept.listener)
             # Not earlier: what it changes, the kernel is told.
             self._forest.recover(is_served=True)
-            if self._succession.unsettled.was_left:
-                main.invalidator.catch_up()
-        else:
-            self._listener = listen_at(socket_path(settings.store), SOCKET_MODE)
-            if settings.mountpoint is not None:
-                main.mount(settings.store)
+            for mount in self._mounts:
+                if mount.unsettled.was_left:
+                    mount.invalidator.catch_up()
         services = server.Services(
             context=self._context,
             barrier=self._flush,
@@ -268,12 +256,14 @@ class _Daemon:
             if kept is not None:
                 background.start_soon(self._finish_left)
             background.start_soon(self._check_index)
+            background.start_soon(self._load_verbs)
             background.start_soon(self._epochs.run)
             background.start_soon(self._care.run)
             async with trio.open_nursery() as foreground:
                 self._foreground = foreground
                 foreground.start_soon(self._serve_clients, services)
-                foreground.start_soon(self._serve_mount, main)
+                for mount in self._mounts:
+                    foreground.start_soon(self._serve_mount, mount)
             if not self._is_leaving:
                 await self._finish()
             background.cancel_scope.cancel()
@@ -288,9 +278,36 @@ class _Daemon:
 
     # --- the way up ------------------------------------------------------------------------
 
-    def _new_namespace(self, options: MountOptions) -> Namespace:
-        """Return what a mount with *options* shows."""
-        return Namespace(
+    def _new_mount(
+        self, mountpoint: Path | None, options: MountOptions, transport: TransportName
+    ) -> ServedMount:
+        """Return a mount with *options*, to be mounted."""
+        handlers = self._new_handlers(options)
+        made = make_transport(transport, handlers, _pace(options))
+        return ServedMount(mountpoint, options, handlers, made, self._helper, Unsettled())
+
+    def _resumed(self, kept: KeptConnection) -> ServedMount:
+        """Return the mount that a server which is no more has served by a connection."""
+        facts = msgspec.convert(kept.facts, Facts)
+        mountpoint, options = Path(facts.mountpoint), parse_options([facts.options])
+        handlers = self._new_handlers(options)
+        handlers.namespace.inherit()
+        transport = resume_transport(
+            handlers,
+            _pace(options),
+            mountpoint,
+            Connected(kept.device, facts.terms),
+            self._store.answer,
+            self._succession.served,
+        )
+        unsettled = Unsettled(kept.unsettled)
+        mount = ServedMount(mountpoint, options, handlers, transport, self._helper, unsettled)
+        mount.take_over(facts.minor)
+        return mount
+
+    def _new_handlers(self, options: MountOptions) -> Handlers:
+        """Return what requests of a mount with *options* do."""
+        namespace = Namespace(
             self._forest,
             StoreActions(self._context),
             MountScope(options.agent, options.view),
@@ -298,24 +315,9 @@ class _Daemon:
             self._drop_if_superseded,
             options.uid,
             options.gid,
+            on_damage=self._attachments.on_damage,
         )
-
-    def _new_handlers(self, namespace: Namespace) -> Handlers:
-        """Return what requests of a mount that shows *namespace* do."""
         return Handlers(namespace, self._epochs.sync, self._wait_barrier)
-
-    def _resumed(self, handlers: Handlers, pace: Pace, connected: Connected) -> Transport:
-        """Return the transport that goes on with the connection of a server that is no more."""
-        mountpoint = self._settings.mountpoint
-        assert mountpoint is not None, "without a mount there is nothing to keep"
-        return resume_transport(
-            handlers,
-            pace,
-            mountpoint,
-            connected,
-            self._store.answer,
-            self._succession.served,
-        )
 
     async def _finish_left(self) -> None:
         """Finish what the server that is no more had begun and must be finished."""
@@ -323,7 +325,7 @@ class _Daemon:
         async with self._changing:
             try:
                 await self._flush()
-                finish_due_backups(self._own_context(), is_served=True)
+                self._finish_due_backups(is_served=True)
             except KaifsError as error:
                 log.warning("not_finished", extra={"error": str(error)})
 
@@ -365,8 +367,7 @@ class _Daemon:
         await mount.stop_telling()
         if mount.is_there():
             # Unmounting waits for whoever has the device open.
-            if mount is self._main:
-                await self._succession.drop()
+            await self._succession.drop(mount.name)
             mount.transport.unmount()
         mount.namespace.forget_all()
 
@@ -383,7 +384,7 @@ class _Daemon:
         if params.namespace != mount_namespace():
             raise MountFailedError(f"{params.mountpoint}: the daemon is in another mount namespace")
         options = parse_options([params.options])
-        first = self._main.options
+        first = self._settings.options
         for name, word in STORE_WIDE.items():
             if getattr(options, name) not in (getattr(first, name), getattr(MountOptions(), name)):
                 raise MountOptionError(
@@ -392,12 +393,7 @@ class _Daemon:
         if options.transport == "pyfuse3":
             raise MountOptionError("transport=pyfuse3: it can serve one mount only, the first")
         self._check_scope(options)
-        namespace = self._new_namespace(options)
-        namespace.on_damage = self._attachments.on_damage
-        handlers = self._new_handlers(namespace)
-        pace = Pace(options.busypoll_us, options.latency == "auto")
-        transport = make_transport("kernel", handlers, pace)
-        mount = ServedMount(Path(params.mountpoint), options, handlers, transport, self._helper)
+        mount = self._new_mount(Path(params.mountpoint), options, "kernel")
         log.info("mount_asked", extra={"uid": caller.uid, "mountpoint": params.mountpoint})
         await self._ready.wait()
         async with self._changing:
@@ -410,6 +406,7 @@ class _Daemon:
                 mount.transport.terminate()
                 raise MountFailedError(f"{params.mountpoint}: {error.strerror}") from error
             mount.ready.set()
+            self._hold_connection(mount)
             self._publish()
         return MountResult()
 
@@ -427,6 +424,8 @@ class _Daemon:
                 if not other.options.view and ("" in agents or len(agents) == 1):
                     raise ViewTakenError(f"{other.mountpoint} shows it already")
             return set()
+        from kaifs.service.switching import refuse_foreign_mounts
+
         refuse_foreign_mounts(self._own_context())
         await self._flush()
         return self._roots_of(mount)
@@ -458,7 +457,11 @@ class _Daemon:
         """Return the root that *mount* shows alone, if it can be written."""
         if not mount.options.view or mount.options.shows_sealed:
             return set()
-        return {split_kernel_node(mount.namespace.scope_node())[0]}
+        try:
+            return {split_kernel_node(mount.namespace.scope_node())[0]}
+        except NoEntryError:
+            # Discarded meanwhile: nobody finds it by its name any more.
+            return set()
 
     def _mount_of(self, root_id: RootId) -> str:
         """Return where *root_id* is mounted by itself; empty: nowhere."""
@@ -468,18 +471,18 @@ class _Daemon:
     def _lend(self) -> None:
         """Let each mount only read what another connection has for itself."""
         for mount in self._mounts:
-            lent = mount.namespace.lent
-            lent.clear()
-            lent |= self._attachments.lent
-            lent.update(*(other.taken for other in self._mounts if other is not mount))
+            taken = (other.taken for other in self._mounts if other is not mount)
+            mount.namespace.lend(self._attachments.lent.union(*taken))
 
     async def _announce(self) -> None:
-        """Say that the first mount answers, once it does."""
-        settings, main = self._settings, self._main
+        """Say that the mounts answer, once they do."""
+        settings = self._settings
+        mounts = list(self._mounts)
         try:
-            await main.answer(is_new=settings.kept is None)
-            if settings.mountpoint is not None:
-                self._keep()
+            for mount in mounts:
+                await mount.answer(is_new=settings.kept is None)
+            if settings.mountpoint is not None and settings.kept is None:
+                self._keep(mounts[0])
             self._publish()
             if settings.ready_fd >= 0:
                 tell_ready(settings.ready_fd)
@@ -489,25 +492,48 @@ class _Daemon:
             self._failure = failure
             await self._go_down()
             return
-        main.ready.set()
+        for mount in mounts:
+            mount.ready.set()
         self._ready.set()
         if not settings.foreground:
             leave_terminal()
         event = "mounted" if settings.kept is None else "taken_over"
         log.info(event, extra={"mountpoint": settings.mountpoint, "pid": os.getpid()})
 
-    def _keep(self) -> None:
+    def _keep(self, first: ServedMount) -> None:
         """Give the supervisor what a successor needs."""
-        if self._settings.kept is not None:
-            return
-        connected, entry = self._main.transport.connected, self._main.entry
-        if connected is None or entry is None:
+        if first.transport.connected is None:
             self._succession.stay_alone()
             return
-        facts = Facts(terms=connected.terms, minor=entry.minor)
-        self._succession.keep(
-            connected.fd, self._store.lock_fd, self._listener.fileno(), msgspec.to_builtins(facts)
+        self._succession.keep(self._store.lock_fd, self._listener.fileno())
+        self._hold_connection(first)
+
+    def _hold_connection(self, mount: ServedMount) -> None:
+        """Let the supervisor hold the connection of *mount*, if it holds any."""
+        connected, entry = mount.transport.connected, mount.entry
+        if connected is None or entry is None or self._succession.supervisor is None:
+            return
+        facts = Facts(
+            terms=connected.terms,
+            minor=entry.minor,
+            mountpoint=str(mount.mountpoint),
+            options=mount.options.text,
         )
+        self._succession.hold(
+            mount.name, connected.fd, mount.unsettled.fd, msgspec.to_builtins(facts)
+        )
+
+    def _finish_due_backups(self, *, is_served: bool = False) -> None:
+        if self._store.unfinished_roots():
+            # Not at the top: few mounts need it, and it takes long to load.
+            from kaifs.service.switching import finish_due_backups
+
+            finish_due_backups(self._own_context(), is_served=is_served)
+
+    async def _load_verbs(self) -> None:
+        """Load what verbs need, once the mount answers: who asks first is not to wait for it."""
+        await self._ready.wait()
+        await trio.to_thread.run_sync(load_verbs)
 
     async def _check_index(self) -> None:
         """Check the index if it was opened unseen, once the mount answers."""
@@ -537,7 +563,7 @@ class _Daemon:
         supervisor = self._succession.supervisor or process
         mounts = [
             mount.info(
-                survives=mount is self._main and self._succession.is_kept,
+                survives=self._succession.keeps(mount.name),
                 reason=self._survives_reason(mount),
             )
             for mount in self._mounts
@@ -554,7 +580,7 @@ class _Daemon:
         write_info(settings.store, info)
 
     def _survives_reason(self, mount: ServedMount) -> str:
-        if mount is self._main and self._succession.is_kept:
+        if self._succession.keeps(mount.name):
             return "a supervisor keeps its connection"
         if mount.transport.connected is not None:
             return "its supervisor is gone"
@@ -603,7 +629,8 @@ class _Daemon:
         """Flush, and find out which files programs write that they had opened before we served."""
         await self._flush()
         if self._settings.kept is not None:
-            await self._main.find_old_writers()
+            for mount in list(self._mounts):
+                await mount.find_old_writers()
 
     async def _wait_invalidated(self) -> None:
         for mount in list(self._mounts):
@@ -723,17 +750,18 @@ class _Daemon:
         """
         log.info("restart_asked", extra={"uid": caller.uid})
         where = self._settings.mountpoint or self._settings.store
-        if not self._succession.is_kept:
-            raise RestartError(f"{where}: {self._survives_reason(self._main)}")
+        for mount in self._mounts:
+            if not self._succession.keeps(mount.name):
+                raise RestartError(f"{mount.mountpoint or where}: {self._survives_reason(mount)}")
         if self._is_leaving:
             raise RestartError(f"{where}: it is under way")
-        self._check_can_leave(where)
+        self._check_no_sandbox(where)
         await self._ready.wait()
         reason = await self._succession.prepare()
         if reason:
             raise RestartError(f"{where}: the new server: {reason}")
         async with self._changing:
-            self._check_can_leave(where)
+            self._check_no_sandbox(where)
             await self._wait_invalidated()
             await self._epochs.commit()
             # Verbs that are running end first, and so does this one; nobody new is let in.
@@ -741,12 +769,9 @@ class _Daemon:
             self._closing.set()
         return RestartResult(pid=os.getpid())
 
-    def _check_can_leave(self, where: Path) -> None:
+    def _check_no_sandbox(self, where: Path) -> None:
         if not self._attachments.is_empty:
             raise RestartError(f"{where}: a sandbox runs in a snapshot, and would be killed")
-        others = [str(mount.mountpoint) for mount in self._mounts if mount is not self._main]
-        if others:
-            raise RestartError(f"{', '.join(others)}: only the first mount goes on")
 
     async def _shutdown(self, mounts: list[ServedMount], *, lazy: bool) -> ShutdownResult:
         """Flush, commit, unmount, commit what came with that. The last mount ends the daemon.
@@ -798,6 +823,10 @@ class _Daemon:
             else:
                 break
         log.info("ended", extra={"epoch": self._store.epoch})
+
+
+def _pace(options: MountOptions) -> Pace:
+    return Pace(options.busypoll_us, options.latency == "auto")
 
 
 def _log_recovery(found: Recovery) -> None:

@@ -6,14 +6,16 @@ descriptors beside it. What a server has sent is read also if it dies right afte
 ::
 
     supervisor                server
-    serve  ----------------->          with what is kept, if it is to take over
+    serve  ----------------->          how many connections it is to take over
+    take   ----------------->          each of them
            <-----------------  loaded  its code is there; it waits for `serve`
-           <-----------------  keep    the mount answers: what a successor needs
+           <-----------------  keep    it serves: what any successor needs
+           <-----------------  hold    a mount answers: its connection
            <-----------------  alone   the mount answers, and cannot be taken over
            <-----------------  served  it has taken over, and answers
            <-----------------  replace a successor is wanted
     loaded or failed  ------>          it waits for `serve`; or why there is none
-           <-----------------  drop    the mount is to go: let its descriptor go
+           <-----------------  drop    a mount is to go: let its connection go
     dropped  --------------->
            <-----------------  ending  it ends on purpose; for good, or for its successor
 """
@@ -28,7 +30,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any, Final
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """A supervisor stays while servers of newer kaifs come and go. Raised when it must not."""
 EXIT_AGAIN: Final = 75
 """Exit status of a server that ends for its successor. Source: EX_TEMPFAIL of sysexits.h."""
@@ -105,15 +107,11 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What outlives a server."""
+class KeptConnection:
+    """A connection that outlives a server."""
 
     device: int
-    """Descriptor of the connection, of `/dev/fuse`."""
-    lock: int
-    """Descriptor that holds the store's lock."""
-    listener: int
-    """Descriptor of the control socket, on which clients wait."""
+    """Its descriptor, of `/dev/fuse`."""
     unsettled: int
     """Descriptor of `Unsettled`."""
     facts: Mapping[str, Any]
@@ -122,15 +120,57 @@ class Kept:
     @property
     def fds(self) -> list[int]:
         """All descriptors, in the order in which they are sent."""
-        return [self.device, self.lock, self.listener, self.unsettled]
+        return [self.device, self.unsettled]
 
     @classmethod
-    def of(cls, message: Message) -> "Kept | None":
-        """Return what came with *message*, None if nothing did."""
+    def of(cls, message: Message) -> "KeptConnection":
+        """Return what came with *message*."""
+        device, unsettled = message.fds
+        return cls(device, unsettled, message.fields["facts"])
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What outlives a server."""
+
+    lock: int
+    """Descriptor that holds the store's lock."""
+    listener: int
+    """Descriptor of the control socket, on which clients wait."""
+    connections: dict[str, KeptConnection] = field(default_factory=dict)
+    """By a name of the server's choice."""
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors that belong to no connection, in the order in which they are sent."""
+        return [self.lock, self.listener]
+
+    def send(self, line: "Line") -> None:
+        """Let a successor have it all."""
+        line.send("serve", self.fds, protocol=PROTOCOL, connections=len(self.connections))
+        for name, connection in self.connections.items():
+            line.send("take", connection.fds, name=name, facts=dict(connection.facts))
+
+    @classmethod
+    def receive(cls, line: "Line") -> "Kept | None":
+        """Wait for what `send` has sent; None: there is nothing to take over.
+
+        Raises:
+            EOFError: The conversation is over, nobody is to serve.
+        """
+        message = line.receive()
+        if message is None:
+            raise EOFError
         if not message.fds:
             return None
-        device, lock, listener, unsettled = message.fds
-        return cls(device, lock, listener, unsettled, message.fields["facts"])
+        lock, listener = message.fds
+        kept = cls(lock, listener)
+        for _ in range(message.fields["connections"]):
+            message = line.receive()
+            if message is None:
+                raise EOFError
+            kept.connections[message.fields["name"]] = KeptConnection.of(message)
+        return kept
 
 
 class Unsettled:

@@ -55,6 +55,9 @@ def server_command(store: Path, mountpoint: Path, options: str, foreground: bool
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from kaifs.daemon.helper_process import start_helper
+
+    helper = start_helper()
     from kaifs.base.errors import KaifsError
     from kaifs.daemon.app import Settings, run
     from kaifs.daemon.log import log_to_file
@@ -64,11 +67,11 @@ def _serve(args: argparse.Namespace) -> int:
     if args.supervisor_fd >= 0:
         line = Line.of(args.supervisor_fd)
         line.send("loaded")
-        message = line.receive()
-        if message is None:
+        try:
+            kept = Kept.receive(line)
+        except EOFError:
             # Whoever wanted a successor does not need it any more.
             return EXIT_FAILURE
-        kept = Kept.of(message)
     if kept is not None:
         log_to_file(log_path(args.store))
     try:
@@ -81,6 +84,7 @@ def _serve(args: argparse.Namespace) -> int:
             end_fd=args.end_fd,
             line=line,
             kept=kept,
+            helper=helper,
         )
         if run(settings):
             return EXIT_AGAIN

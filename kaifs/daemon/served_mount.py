@@ -11,10 +11,11 @@ from kaifs.base.errors import MountBusyError, MountFailedError, NotMountedError
 from kaifs.base.types import SLOT_SHIFT, TOP_INO, RootId, kernel_node, split_kernel_node
 from kaifs.control.info import MountInfo
 from kaifs.daemon.barrier import Barrier, Helper, prepare_mount
+from kaifs.daemon.handover import Unsettled
 from kaifs.daemon.options import MountOptions
 from kaifs.fuse import mounting
 from kaifs.fuse.handlers import Handlers
-from kaifs.fuse.invalidate import Invalidator, Record
+from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.transports import Transport
 from kaifs.linux.mounts import MountEntry, MountUser, find_mount, mounts, users_of, written_inodes
 from kaifs.linux.processes import captured_stderr
@@ -22,6 +23,7 @@ from kaifs.meta.records import RootKind
 from kaifs.views.folders import CURRENT
 from kaifs.views.namespace import Namespace
 from kaifs.views.numbers import Kind, virtual_node
+from kaifs.views.stale import StaleName
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class ServedMount:
         handlers: Handlers,
         transport: Transport,
         helper: Helper,
-        record: Record | None = None,
+        unsettled: Unsettled,
     ) -> None:
         """Make a mount of what *handlers* show.
 
@@ -53,7 +55,7 @@ class ServedMount:
             handlers: What requests do.
             transport: Brings the requests.
             helper: Touches the mount.
-            record: Remembers whether the kernel has been told everything.
+            unsettled: Remembers whether the kernel has been told everything.
         """
         self.mountpoint = mountpoint
         self.options = options
@@ -64,13 +66,19 @@ class ServedMount:
         """Set when the mount answers."""
         self.gone = trio.Event()
         """Set when no request comes any more."""
-        self.invalidator = Invalidator(self.namespace, transport.notifier, record)
+        self.unsettled = unsettled
+        self.invalidator = Invalidator(self.namespace, transport.notifier, unsettled)
         self.taken: set[RootId] = set()
         """Roots that this mount alone writes and caches."""
         self._helper = helper
         self._barrier: Barrier | None = None
         self._old_writers: set[int] = set()
         """Inode numbers, as stat(2) tells them, of files that are written since before we served."""
+
+    @property
+    def name(self) -> str:
+        """What the supervisor calls its connection."""
+        return str(self.mountpoint)
 
     @property
     def namespace(self) -> Namespace:
@@ -197,15 +205,22 @@ class ServedMount:
 
     def withdraw(self, root_id: RootId) -> None:
         """Let the kernel forget a view that can be written: from now on it asks each time."""
-        root = self.namespace.forest.store.root(root_id)
-        top = self.namespace.shown_node(kernel_node(root_id, TOP_INO))
-        nodes = [*self.namespace.known_nodes(root_id), top]
+        shown = self.namespace.shown_node
+        tree = self.namespace.forest.tree(root_id)
+        root = tree.root
+        nodes = self.namespace.known_nodes(root_id)
         if root.kind is RootKind.SNAPSHOT:
             folder, name = virtual_node(Kind.SNAPSHOTS, root.agent_id), root.name.encode()
         else:
-            folder, name = virtual_node(Kind.AGENT, root.agent_id), CURRENT
-            folder = self.namespace.shown_node(folder)
-        self.invalidator.withdraw(folder, name, nodes)
+            folder, name = shown(virtual_node(Kind.AGENT, root.agent_id)), CURRENT
+        names = [StaleName(folder, name)]
+        # What is open stays in the kernel's tree of names, also where a name above goes.
+        for node in nodes:
+            names += [
+                StaleName(shown(kernel_node(root_id, parent)), name)
+                for parent, name in tree.links(split_kernel_node(self.namespace.meant(node))[1])
+            ]
+        self.invalidator.withdraw(names, [*nodes, shown(kernel_node(root_id, TOP_INO))])
 
     def _written_paths(self) -> list[bytes]:
         """Return the files that are open for writing, as paths below the mountpoint."""

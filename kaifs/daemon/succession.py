@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from kaifs.daemon.handover import PROTOCOL, Kept, Line, Message, Unsettled
+from kaifs.daemon.handover import PROTOCOL, Kept, Line, Message
 from kaifs.fuse.transports import Terms
 from kaifs.linux.processes import ProcessId, identify
 
@@ -20,21 +20,23 @@ DROP_MAX_S: Final = 5.0
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a successor must know beside descriptors."""
+    """What a successor must know of a mount beside descriptors."""
 
     terms: Terms
     minor: int
     """Of the mount's device number."""
+    mountpoint: str
+    options: str
+    """The values of `-o`."""
 
 
 class Succession:
-    """What is to become of the mount when this process ends."""
+    """What is to become of the mounts when this process ends."""
 
     def __init__(self, line: Line | None, kept: Kept | None) -> None:
         """Use *line* to the supervisor, which has *kept* from a former server."""
         self._line = line
-        self._is_kept = kept is not None
-        self.unsettled = Unsettled(None if kept is None else kept.unsettled)
+        self._kept = set[str]() if kept is None else set(kept.connections)
         self.supervisor: ProcessId | None = None
         """None: if this process dies, nothing replaces it."""
         if line is not None and kept is not None:
@@ -45,16 +47,21 @@ class Succession:
     @property
     def is_kept(self) -> bool:
         """Whether the supervisor has what a successor needs."""
-        return self._is_kept and self._line is not None
+        return bool(self._kept) and self._line is not None
 
-    def keep(self, device: int, lock: int, listener: int, facts: Mapping[str, Any]) -> None:
-        """Give the supervisor what a successor needs: from here on the mount survives."""
-        if self._line is None:
-            return
-        kept = Kept(device, lock, listener, self.unsettled.fd, facts)
-        if self._tell("keep", *kept.fds, facts=dict(facts)):
-            self._is_kept = True
+    def keeps(self, name: str) -> bool:
+        """Return whether the connection *name* outlives this process."""
+        return name in self._kept and self._line is not None
+
+    def keep(self, lock: int, listener: int) -> None:
+        """Give the supervisor what any successor needs. Before the first `hold`."""
+        if self._tell("keep", lock, listener):
             self.supervisor = identify(os.getppid())
+
+    def hold(self, name: str, device: int, unsettled: int, facts: Mapping[str, Any]) -> None:
+        """Give the supervisor a connection: from here on its mount survives."""
+        if self._tell("hold", device, unsettled, name=name, facts=dict(facts)):
+            self._kept.add(name)
 
     def stay_alone(self) -> None:
         """Tell the supervisor that nothing can be kept."""
@@ -94,15 +101,15 @@ class Succession:
             return "the supervisor does not answer"
         return "" if message.op == "loaded" else str(message.fields.get("reason", message.op))
 
-    async def drop(self) -> None:
-        """Have the supervisor let everything go: the mount is to go with this process."""
-        if self.is_kept:
-            self._is_kept = False
-            await self._ask("drop", DROP_MAX_S)
+    async def drop(self, name: str) -> None:
+        """Have the supervisor let the connection *name* go: its mount is to go."""
+        if self.keeps(name):
+            self._kept.remove(name)
+            await self._ask("drop", DROP_MAX_S, name=name)
 
-    async def _ask(self, op: str, timeout_s: float) -> Message | None:
+    async def _ask(self, op: str, timeout_s: float, **fields: object) -> Message | None:
         self._prepared.clear()
-        if not self._tell(op):
+        if not self._tell(op, **fields):
             return None
         with trio.move_on_after(timeout_s):
             async with self._heard:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from kaifs.daemon.handover import PROTOCOL, Kept, Line, Message
+from kaifs.daemon.handover import PROTOCOL, Kept, KeptConnection, Line, Message
 from kaifs.daemon.log import log_to_file
 from kaifs.linux.processes import NOTIFYING, leave_terminal, set_process_name
 
@@ -127,8 +127,7 @@ class Supervisor:
             if kept is None:
                 self._server.line.send("serve", protocol=PROTOCOL)
             else:
-                facts = dict(kept.facts)
-                self._server.line.send("serve", kept.fds, protocol=PROTOCOL, facts=facts)
+                kept.send(self._server.line)
 
     def run(self) -> int:
         """Return an exit status when the last server has ended."""
@@ -178,6 +177,8 @@ class Supervisor:
                 child.is_loaded = True
             case "keep":
                 self._keep(message)
+            case "hold":
+                self._hold(message)
                 self._settle(child)
             case "alone":
                 self._settle(child)
@@ -186,7 +187,7 @@ class Supervisor:
             case "replace":
                 self._prepare()
             case "drop":
-                self._drop()
+                self._drop(message.fields["name"])
                 with suppress(OSError):
                     child.line.send("dropped")
             case "ending":
@@ -201,23 +202,31 @@ class Supervisor:
         self._forward()
 
     def _keep(self, message: Message) -> None:
-        kept = Kept.of(message)
-        if kept is None:
-            return
-        self._drop()
-        self._kept = kept
+        lock, listener = message.fds
+        self._kept = Kept(lock, listener)
         # Who connects is told that we listen, whichever server answers.
-        with socket.socket(fileno=os.dup(kept.listener)) as listener:
-            listener.listen(_BACKLOG)
+        with socket.socket(fileno=os.dup(listener)) as listening:
+            listening.listen(_BACKLOG)
         log_to_file(self._log_path)
         if not self._foreground:
             leave_terminal()
 
-    def _drop(self) -> None:
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            for fd in kept.fds:
+    def _hold(self, message: Message) -> None:
+        if self._kept is not None:
+            self._kept.connections[message.fields["name"]] = KeptConnection.of(message)
+
+    def _drop(self, name: str) -> None:
+        """Let a connection go, and with the last one everything."""
+        if self._kept is None:
+            return
+        connection = self._kept.connections.pop(name, None)
+        if connection is not None:
+            for fd in connection.fds:
                 os.close(fd)
+        if not self._kept.connections:
+            for fd in self._kept.fds:
+                os.close(fd)
+            self._kept = None
 
     def _forward(self) -> None:
         """Pass on signals that came. A server that does not answer yet could not take them."""
@@ -300,7 +309,8 @@ class Supervisor:
         """Let the mount go: what uses it gets ENOTCONN from now on."""
         store = self._log_path.parent.parent
         log.error("given_up", extra={"deaths": len(self._deaths), "unserved": self._unserved})
-        self._drop()
+        for name in list(self._kept.connections) if self._kept is not None else []:
+            self._drop(name)
         # Not before: nothing else here needs so much code.
         from kaifs.base.clock import SystemClock, format_time
         from kaifs.service.alerting import announce, send_detached

@@ -191,7 +191,7 @@ class Handlers:
     def open(self, node: KernelNode, flags: int, caller: Caller) -> int:
         """Check what an open asks for and return the handle."""
         if self.namespace.open(node, flags, caller):
-            return self._open_for_writing(node)
+            return self._open_for_writing(self.namespace.meant(node))
         return node
 
     def is_cached(self, node: KernelNode) -> bool:
@@ -278,6 +278,7 @@ class Handlers:
         if not self.are_opens_told:
             return not self.namespace.read_only
         # Who opened it before another process began to serve is not in the list.
+        node = self.namespace.meant(node)
         return node in self._writers or self.namespace.known.is_inherited(node)
 
     def is_root_written(self, root: RootId) -> bool:

@@ -141,12 +141,13 @@ class Invalidator:
                 self._put(_StaleNode(node))
         self._enqueue(_Reached(self._end))
 
-    def withdraw(self, parent: KernelNode, name: bytes, nodes: list[KernelNode]) -> None:
-        """Let the kernel forget a view: its *name* with all names below, and its *nodes*' content.
+    def withdraw(self, names: list[StaleName], nodes: list[KernelNode]) -> None:
+        """Let the kernel forget *names*, each with what is below, and what *nodes* are.
 
-        Does not block.
+        What is in use below a name stays known: it needs to be named itself. Does not block.
         """
-        self._put(StaleName(parent, name))
+        for name in names:
+            self._put(name)
         for node in nodes:
             self._put(_StaleNode(node))
 

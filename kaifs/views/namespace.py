@@ -54,6 +54,7 @@ from kaifs.meta.records import InodeRecord, RootKind
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.tree.tree import INODE_CHARGE, LINK_CHARGE, AttributeChange, RenameFlags, Tree
+from kaifs.views.aliases import Aliases
 from kaifs.views.attributes import (
     BLOCK_SIZE,
     FOREVER_S,
@@ -168,7 +169,7 @@ class Namespace:
     """Bytes that changes of the view may take; None: any number. Only for a mount of one view."""
     squash: Squash | None = None
     lent: set[RootId] = field(default_factory=set)
-    """Roots that another connection writes: here they are read, and not cached."""
+    """Roots that another connection writes: here they are read, and not cached. Set by `lend`."""
     on_damage: Callable[[RootId, str], None] = lambda _root, _where: None
     """Called when a request meets damage: with the root, and with view and file in words."""
 
@@ -184,6 +185,9 @@ class Namespace:
     """Unlinked inodes that the kernel still knows."""
     _nameless: set[KernelNode] = field(default_factory=set, init=False)
     """Those of them that never had a name: they may get one."""
+    _aliases: Aliases = field(default_factory=Aliases, init=False)
+    _foreign: set[RootId] = field(default_factory=set, init=False)
+    """Roots that another connection writes or has written."""
     _stamp_ns: int = field(default=0, init=False)
     """The newest ctime that the kernel has sent; those it makes itself."""
 
@@ -249,7 +253,20 @@ class Namespace:
         kind, number = split_virtual(Ino(node))
         if kind is Kind.CURRENT:
             return kernel_node(self._folders.agent(number).head, TOP_INO)
+        if kind is Kind.ALIAS:
+            meant = self._aliases.meant(node)
+            if meant is None:
+                raise NoEntryError
+            return meant
         return node
+
+    def meant(self, node: KernelNode) -> KernelNode:
+        """Return the file that the kernel's *node* is, whatever it is called at the moment.
+
+        Raises:
+            NoEntryError: a former server called it so, and it is not known what it was.
+        """
+        return self._inner(node)
 
     def shown_node(self, node: KernelNode) -> KernelNode:
         """Return what the kernel calls *node*: the mount's root, and any current, is an alias."""
@@ -314,6 +331,14 @@ class Namespace:
         if root in self.lent:
             raise LentError
         return tree
+
+    def lend(self, roots: set[RootId]) -> None:
+        """Take it that other connections write *roots*, and no others, from now on."""
+        for root in roots - self.lent:
+            self._aliases.begin(self.known_nodes(root))
+        self._foreign |= roots
+        self._foreign = {root for root in self._foreign if self._store.has_root(root)}
+        self.lent = roots
 
     def is_cached(self, node: KernelNode) -> bool:
         """Return whether the kernel may keep pages of *node*."""
@@ -425,9 +450,18 @@ class Namespace:
         uid, gid = inode.uid, inode.gid
         if self.squash is not None:
             uid, gid = self.squash.uid, self.squash.gid
-        timeout_s = 0.0 if root in self.lent else FOREVER_S
+        timeout_s = FOREVER_S
+        shown = node
+        if ino == TOP_INO:
+            shown = self.shown_node(node)
+        if root in self._foreign:
+            is_lent = root in self.lent
+            if is_lent:
+                timeout_s = 0.0
+            if stat.S_ISREG(inode.mode):
+                shown = self._aliases.shown(node, inode, is_foreign=is_lent)
         return Attributes(
-            node=self.shown_node(node) if ino == TOP_INO else node,
+            node=shown,
             st_ino=ino if self.scope.view else stat_ino(self._store.slot_of(root), ino),
             mode=inode.mode,
             nlink=inode.nlink,
@@ -1056,11 +1090,21 @@ class Namespace:
 
     def remember(self, node: KernelNode) -> None:
         """Count a reply that named *node*."""
+        if node <= MAX_INO and node not in self.known:
+            meant = self._aliases.meant(node)
+            if meant is not None:
+                # Known by whatever name.
+                self.known.remember(meant)
         self.known.remember(node)
 
     def forget(self, node: KernelNode, lookups: int) -> None:
         """Take *lookups* off the count of *node*; reap it if it was unlinked and is now unknown."""
         if not self.known.forget(node, lookups):
+            return
+        if node <= MAX_INO:
+            meant = self._aliases.forget(node)
+            if meant is not None:
+                self.forget(meant, 1)
             return
         root, ino = split_kernel_node(node)
         if node in self._orphans:
@@ -1070,7 +1114,9 @@ class Namespace:
                 tree = self.forest.tree(root)
                 if tree.is_writable:
                     tree.reap(ino)
-        if root != VIRTUAL_ROOT and not self.known.has_root(root):
+        if root in self._foreign:
+            self._aliases.forget_node(node)
+        if not self.known.has_root(root):
             self.on_root_forgotten(root)
 
     def forget_all(self) -> None:
@@ -1094,7 +1140,7 @@ class Namespace:
     def known_nodes(self, root: RootId) -> list[KernelNode]:
         """Return every node of *root* that the kernel may know."""
         if not self.known.has_inherited(root):
-            return self.known.nodes_of(root)
+            return self.known.nodes_of(root) + self._aliases.of_root(root)
         with suppress(StoreDamagedError):
             return [kernel_node(root, ino) for ino in self.forest.tree(root).inos()]
         # What cannot be listed could hardly be looked up.

@@ -53,6 +53,8 @@ class Kind(IntEnum):
     """`AGENT/@quarantine/LABEL/quarantine.json`; root id of the version."""
     CURRENT = 11
     """`AGENT/current/`, where it stays the same node when it shows another tree; id of the agent."""
+    ALIAS = 12
+    """A regular file that another connection changes; a number of `views.aliases.Aliases`."""
 
 
 def virtual_ino(kind: Kind, number: int) -> Ino:
