@@ -6,7 +6,7 @@ from kaifs.base.types import TOP_INO
 from kaifs.tree.fsck import check
 from kaifs.tree.tree import Tree
 from tests.service.desk import Desk
-from tools.bench.snapshots import tree as many_files
+from tools.bench.product import many_files
 
 FILES = 2000
 COUNT = 200

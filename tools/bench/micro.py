@@ -1,7 +1,7 @@
 """Single system calls, on small files and on a large one.
 
 To measure kaifs beside two peers only, as one does while making a path shorter:
-`python -m tools.bench --only micro --systems ext4,fuse-overlayfs,kaifs --no-docs`,
+`python -m tools.bench --only micro --systems ext4,fuse-overlayfs,kaifs`,
 where `--turns N` sets how many turns each has, and `--only micro,cold,bulk` adds the rest.
 It prints µs, the ratio to the first system, the server's CPU µs and wake-ups, and
 the messages of each row.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,8 @@ WRITES = 16
 ROUNDS = 5
 """Times that what is warm is asked again; each is a measurement."""
 SYNCS = 10
+ONE_MESSAGE = "statvfs: one message"
+"""Nothing caches the answer, and there is hardly anything to do for it."""
 RANDOM = 2000
 """Reads and writes at random places, warm; a quarter of it cold."""
 
@@ -36,6 +39,8 @@ def payloads(count: int) -> list[bytes]:
 def calls(watch: Stopwatch, scale: Scale) -> None:
     """Everything that is done with a few hundred small files in one folder."""
     folder = watch.system.top / "calls"
+    # What a turn that failed has left.
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     count = scale.files
     paths = [f"{folder}/f{number}" for number in range(count)]
@@ -49,6 +54,7 @@ def calls(watch: Stopwatch, scale: Scale) -> None:
     again(watch, "stat, warm", paths, os.stat)
     each(watch, "negative lookup, first", absent, os.path.lexists)
     again(watch, "negative lookup, warm", absent, os.path.lexists)
+    each(watch, ONE_MESSAGE, [str(folder)] * count, os.statvfs)
     scan(folder)
     for _ in range(ROUNDS):
         with watch("scandir + stat, warm", count):

@@ -8,13 +8,15 @@ turn more, which is traced and not timed, the messages that the kernel sent it.
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,9 @@ BUFFER_KIB = 16384
 """Of the trace, for each core."""
 SETTLE_S = 0.05
 """Between two systems' turns: what the first left under way is no cost of the second."""
+SYNC_S = 10.0
+COUNTING = -1
+"""The turn in which messages are counted."""
 _SENT = re.compile(r"connection (\d+) req \d+ opcode \d+ \(FUSE_(\w+)\)")
 
 
@@ -55,7 +60,8 @@ QUICK = Scale(True, 3, 1, 1, 1, 100, 32, 300, 1000, 200)
 class Sample:
     """One measurement, for each operation."""
 
-    us: float
+    value: float
+    """µs, if its figures do not say something else."""
     cpu_us: float
     """CPU time of the server."""
     wakeups: float
@@ -65,8 +71,9 @@ class Sample:
 class Figures:
     """All measurements of one row on one system."""
 
+    unit: str = "µs"
     samples: list[Sample] = field(default_factory=list)
-    messages: dict[str, float] = field(default_factory=dict)
+    messages: dict[str, float] | None = None
     """For each operation, by opcode."""
 
     def median(self, of: Callable[[Sample], float]) -> float:
@@ -74,11 +81,11 @@ class Figures:
         return statistics.median(map(of, self.samples))
 
     def spread(self) -> tuple[float, float]:
-        """Return the quartiles of the time."""
-        times = [sample.us for sample in self.samples]
-        if len(times) < 3:
-            return min(times), max(times)
-        low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+        """Return the quartiles of the values."""
+        values = [sample.value for sample in self.samples]
+        if len(values) < 3:
+            return min(values), max(values)
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
         return low, high
 
 
@@ -180,20 +187,31 @@ def interleave(
     systems: Mapping[str, System],
     turns: int,
     scale: Scale,
+    *,
+    budget_s: float = math.inf,
     trace: Trace | None = None,
+    counted: Collection[str] = (),
 ) -> tuple[Rows, dict[str, str]]:
     """Let all *systems* take turns; return the figures, and why a system did not finish.
 
-    With a *trace* one turn more counts the messages of those that are FUSE.
+    After *budget_s* seconds no further turn begins. With a *trace* one turn more counts
+    the messages of those *systems* that are *counted*.
     """
     rows: Rows = {}
     failed: dict[str, str] = {}
     names = list(systems)
-    for turn in range(turns + (trace is not None)):
-        is_last = turn == turns
+    began = time.monotonic()
+    for turn in [*range(turns), COUNTING]:
+        is_last = turn == COUNTING
+        spent = time.monotonic() - began
+        if is_last and trace is None:
+            break
+        # As long as those before it.
+        if turn > 0 and spent + spent / turn > budget_s:
+            continue
         for name in names:
             system = systems[name]
-            if name in failed or (is_last and not system.is_fuse):
+            if name in failed or (is_last and name not in counted):
                 continue
             watch = Stopwatch(system, turn, trace if is_last else None)
             settle()
@@ -220,13 +238,21 @@ def interleave(
 
 def settle() -> None:
     """Let the disk finish, so that nobody pays for the one before."""
-    os.sync()
+    write_back()
     time.sleep(SETTLE_S)
+
+
+def write_back() -> None:
+    """Have what is dirty written, of everything; give up where others write all the time."""
+    # It cannot be killed while it waits for the disk: it ends when it can.
+    process = subprocess.Popen(["sync"])
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(SYNC_S)
 
 
 def drop_caches() -> None:
     """Make what is cached of every file system cold, and what is not under test warm again."""
-    os.sync()
+    write_back()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     # FORGETs of what has gone are under way to the servers.
     time.sleep(4 * SETTLE_S)
