@@ -6,13 +6,12 @@ from typing import Final
 
 import msgspec
 
+from kaifs.control.places import INFO_NAME, SOCKET_NAME
+from kaifs.control.places import log_path as log_path
+from kaifs.control.places import run_folder as run_folder
+from kaifs.control.places import socket_path as socket_path
 from kaifs.linux.files import read_file, write_durably
 from kaifs.linux.processes import ProcessId, is_running
-
-RUN_FOLDER: Final = "run"
-SOCKET_NAME: Final = "control.sock"
-INFO_NAME: Final = "daemon.json"
-LOG_NAME: Final = "daemon.log"
 
 _INFO_MAX: Final = 1 << 20
 
@@ -66,21 +65,6 @@ class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def processes(self) -> tuple[ProcessId, ...]:
         """All processes, first who would replace another one."""
         return tuple(dict.fromkeys((self.supervisor, self.process)))
-
-
-def run_folder(store: Path) -> Path:
-    """Return the folder with the socket, the info file and the log of *store*'s daemon."""
-    return store / RUN_FOLDER
-
-
-def socket_path(store: Path) -> Path:
-    """Return where the daemon of *store* listens."""
-    return store / RUN_FOLDER / SOCKET_NAME
-
-
-def log_path(store: Path) -> Path:
-    """Return the log of *store*'s daemon."""
-    return store / RUN_FOLDER / LOG_NAME
 
 
 def write_info(store: Path, info: DaemonInfo) -> None:

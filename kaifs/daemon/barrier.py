@@ -15,9 +15,7 @@ because only then can something have been held back.
 import json
 import logging
 import os
-import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from kaifs.base.errors import BarrierError
+from kaifs.daemon.helper_process import HelperProcess, start_helper
 from kaifs.linux.mounts import FuseConnection, MountEntry, ensure_fusectl, set_read_ahead
 
 log = logging.getLogger(__name__)
@@ -40,11 +39,6 @@ ENOUGH: Final = 1024
 """Limit from which files need not be flushed one by one."""
 
 _RECEIVE: Final = 1 << 16
-_PACKAGE_ROOT: Final = Path(__file__).resolve().parents[2]
-_START: Final = (
-    "import sys; sys.path.insert(0, sys.argv[2]); "
-    "from kaifs.daemon.barrier_helper import main; main(int(sys.argv[1]))"
-)
 
 
 class Helper:
@@ -54,12 +48,16 @@ class Helper:
     closed but its socket; the same holds for a replacement.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, started: HelperProcess | None = None) -> None:
+        """Use the process that was *started*, or start one."""
         self._lock = trio.Lock()
         self._stuck: list[subprocess.Popen[bytes]] = []
         """Killed, but not ended: they wait for the mount until its connection is aborted."""
-        self._process, self._channel = _start()
+        self._use(started or start_helper())
         self._stream: trio.SocketStream | None = None
+
+    def _use(self, started: HelperProcess) -> None:
+        self._process, self._channel = started.process, started.channel
 
     @property
     def pid(self) -> int:
@@ -134,30 +132,12 @@ class Helper:
     def _replace(self) -> None:
         log.warning("helper_replaced", extra={"pid": self._process.pid})
         self.close()
-        self._process, self._channel = _start()
+        self._use(start_helper())
         self._stream = None
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         process.kill()
         self._stuck = [stuck for stuck in [*self._stuck, process] if stuck.poll() is None]
-
-
-def _start() -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        command = [sys.executable, "-I", "-S", "-c", _START]
-        process = subprocess.Popen(
-            [*command, str(theirs.fileno()), str(_PACKAGE_ROOT)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            close_fds=True,
-            pass_fds=[theirs.fileno()],
-            cwd="/",
-            # Ctrl-C in a terminal is for the daemon, which still needs its helper then.
-            process_group=0,
-        )
-    return process, ours
 
 
 class Traffic(Protocol):

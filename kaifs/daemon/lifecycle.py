@@ -56,7 +56,6 @@ from kaifs.linux.mounts import (
 )
 from kaifs.linux.namespaces import mount_namespace
 from kaifs.linux.processes import send_signal, wait_end
-from kaifs.store.store import LOCK_NAME
 from kaifs.store.superblock import read_superblock
 
 FSTYPE: Final = "fuse.kaifs"
@@ -292,6 +291,9 @@ def umount(
     for process in info.processes:
         if not wait_end(process, END_TIMEOUT_S):
             raise DaemonError(f"{store}: process {process.pid} does not end")
+    # Not at the top: a mount needs nothing of it, and it takes long to load.
+    from kaifs.store.store import LOCK_NAME
+
     # A server may have been replaced since.
     if (owner := lock_owner(store / LOCK_NAME)) is not None:
         raise DaemonError(f"{store}: {owner} does not end")
@@ -330,7 +332,11 @@ def _check_mountpoint(store: Path, mountpoint: Path, probe_timeout_s: float) -> 
 
 def _check_unserved(store: Path) -> None:
     info = read_info(store)
-    if info is None or lock_owner(store / LOCK_NAME) is None:
+    if info is None:
+        return
+    from kaifs.store.store import LOCK_NAME
+
+    if lock_owner(store / LOCK_NAME) is None:
         return
     places = ", ".join(mount.mountpoint for mount in info.mounts)
     if places and not any(_is_mounted(mount) for mount in info.mounts):

@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from kaifs.control.info import log_path
+from kaifs.control.places import log_path
 from kaifs.daemon.handover import EXIT_AGAIN, Kept, Line
 
 log = logging.getLogger(__name__)

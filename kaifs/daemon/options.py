@@ -15,7 +15,6 @@ from typing import Final, Literal
 
 from kaifs.base.errors import BadLabelError, BadNameError, MountOptionError
 from kaifs.base.label import parse_label
-from kaifs.store.registry import check_agent_name, check_snapshot_name
 
 Transport = Literal["auto", "kernel", "pyfuse3"]
 
@@ -140,11 +139,16 @@ _FLAGS: Final[dict[str, Callable[[MountOptions], MountOptions]]] = {
 
 
 def _agent(options: MountOptions, value: str) -> MountOptions:
+    # Not at the top: who mounts needs no store for any other option, and it takes long to load.
+    from kaifs.store.registry import check_agent_name
+
     check_agent_name(value)
     return replace(options, agent=value)
 
 
 def _view(options: MountOptions, value: str) -> MountOptions:
+    from kaifs.store.registry import check_snapshot_name
+
     folder, slash, name = value.rstrip("/").partition("/")
     if folder == "@versions" and slash:
         parse_label(name)

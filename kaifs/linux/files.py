@@ -9,7 +9,6 @@ link in the last component of a path, and every descriptor is close-on-exec.
 import contextlib
 import fcntl
 import os
-import secrets
 import time
 from pathlib import Path
 from typing import Final
@@ -46,7 +45,7 @@ def write_durably(
     link at *path* is replaced, not followed. *owner* is a uid and a gid, for root.
     """
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    temporary = f".{path.name}.{secrets.token_hex(8)}.tmp"
+    temporary = f".{path.name}.{os.urandom(8).hex()}.tmp"
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOT_FOLLOWING
         fd = os.open(temporary, flags, mode, dir_fd=directory)

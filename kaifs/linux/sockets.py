@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import socket
 import stat
 import struct
@@ -102,7 +101,7 @@ def listen_at(path: Path, mode: int, backlog: int = 64) -> socket.socket:
     finds it half made.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    temporary = f".{secrets.token_hex(6)}.sock"
+    temporary = f".{os.urandom(6).hex()}.sock"
     try:
         with _opened(path.parent) as folder:
             listener.bind(f"/proc/self/fd/{folder}/{temporary}")

@@ -1,16 +1,20 @@
 """The verbs by name, each module imported when its verb is first asked for."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from kaifs.service.context import Context
 from kaifs.service.steps import Item, Step
 
-Run = Callable[[Context, Any], Generator[Step, Item | None, msgspec.Struct]]
+if TYPE_CHECKING:
+    from kaifs.service.context import Context
+
+Run: TypeAlias = "Callable[[Context, Any], Generator[Step, Item | None, msgspec.Struct]]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,28 @@ def test_what_is_written_inside_is_seen_outside_at_once(
     assert (snapshot.current / "file").read_bytes() == b"base\n"
 
 
+def test_what_was_looked_at_meanwhile_is_whole_afterwards(
+    snapshot: Site, enter: Callable[..., Inside]
+) -> None:
+    """The kernel takes a file's size once for each node: a longer one was cut, and appended to inside."""
+    file = snapshot.mountpoint / SNAPSHOT / "file"
+    with file.open("rb") as kept:
+        inside = enter()
+        for size in (5, 9, 3):
+            inside.ask(f"open('file', 'wb').write(b'x' * {size})")
+            assert file.stat().st_size == size
+            assert file.read_bytes() == b"x" * size
+        inside.ask("open('file', 'ab').write(b'y' * 5000)")
+        inside.end()
+        wait_until(lambda: is_free(snapshot))
+
+        assert file.read_bytes() == b"xxx" + b"y" * 5000
+        with file.open("ab") as appended:
+            appended.write(b"end")
+        assert file.read_bytes() == b"xxx" + b"y" * 5000 + b"end"
+        assert kept.read()
+
+
 def test_outside_it_can_only_be_read_meanwhile(
     snapshot: Site, enter: Callable[..., Inside]
 ) -> None:
