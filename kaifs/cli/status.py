@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     found = call(args, "status", Params(measure=args.measure), has_progress=True)
     daemon, mounts = _daemon(info)
     if args.json:
-        print_json({"store": found.store, "daemon": daemon, "mounts": mounts, "space": found.space})
+        own = {"store": found.store, "space": found.space, "scrub": found.scrub}
+        print_json({**own, "daemon": daemon, "mounts": mounts})
         return 0
     state = "changes not on disk yet" if found.store.is_dirty else "all on disk"
     _line("Store", f"{found.store.path} (format {found.store.format_version}, {state})")
@@ -65,10 +66,22 @@ def run(args: argparse.Namespace) -> int:
         f"{format_size(space.logical)} logical, {format_size(space.stored)} stored, "
         f"{format_size(space.unique)} unique",
     )
+    _line("Scrub", _scrub(found.scrub))
     if space.agents:
         print()
         print(table([("TREE", "LOGICAL", "UNIQUE"), *_rows(space.agents)]))
     return 0
+
+
+def _scrub(scrub: Any) -> str:
+    told = (
+        [f"last ended {scrub.finished}, {scrub.damaged} damaged"] if scrub.finished else ["never"]
+    )
+    if scrub.started:
+        told.append(f"under way since {scrub.started}, {format_size(scrub.done)} read")
+    if scrub.next:
+        told.append(f"next {scrub.next}")
+    return "; ".join(told)
 
 
 def _daemon(info: DaemonInfo | None) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:

@@ -60,6 +60,7 @@ from kaifs.daemon.handover import Kept, KeptConnection, Line, Unsettled
 from kaifs.daemon.helper_process import HelperProcess
 from kaifs.daemon.log import log_to_file
 from kaifs.daemon.options import STORE_WIDE, MountOptions, parse_options
+from kaifs.daemon.scrubbing import Scrubbing
 from kaifs.daemon.served_mount import ServedMount
 from kaifs.daemon.succession import Facts, Succession
 from kaifs.fuse.handlers import Handlers
@@ -210,6 +211,7 @@ class _Daemon:
         )
         means = Means(self._own_context, self._flush, self._commit_change, self._changing)
         self._care = Care(self._store, means)
+        self._scrubbing = Scrubbing(self._store, means, self._settings.options.scrub_ns)
         self._attachments.on_damage = self._care.damage_met
         kept = settings.kept
         if kept is None:
@@ -240,6 +242,7 @@ class _Daemon:
             context=self._context,
             barrier=self._flush,
             commit=self._commit_change,
+            sync=self._sync_change,
             changing=self._changing,
             shutdown=self._shutdown_for,
             mount=self._mount_for,
@@ -259,6 +262,7 @@ class _Daemon:
             background.start_soon(self._load_verbs)
             background.start_soon(self._epochs.run)
             background.start_soon(self._care.run)
+            background.start_soon(self._scrubbing.run)
             async with trio.open_nursery() as foreground:
                 self._foreground = foreground
                 foreground.start_soon(self._serve_clients, services)
@@ -595,7 +599,8 @@ class _Daemon:
         whole = next((mount.mountpoint for mount in places if not mount.options.agent), None)
         mounted = tuple(mount.mountpoint for mount in places if mount.mountpoint is not None)
         alert = no_alert if self._care is None else self._care.alert
-        return Context(self._store, self._forest, caller, whole, mounted, alert)
+        scrub_ns = self._settings.options.scrub_ns
+        return Context(self._store, self._forest, caller, whole, mounted, alert, scrub_ns)
 
     def _own_context(self) -> Context:
         return self._context(this_caller())
@@ -644,6 +649,11 @@ class _Daemon:
         except NoSpaceError:
             # What was done is in the journal, and is as durable there as in an epoch.
             await self._epochs.sync()
+
+    async def _sync_change(self) -> None:
+        await self._wait_invalidated()
+        self._drop_superseded()
+        await self._epochs.sync()
 
     def _is_written(self, root_id: RootId) -> bool:
         return any(mount.is_written(root_id) for mount in self._mounts)

@@ -7,9 +7,9 @@ set aside by that, and current may fall back. Nothing of it makes a request wait
 
 import logging
 import subprocess
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -44,6 +44,13 @@ class Means:
     barrier: Callable[[], Awaitable[None]]
     commit: Callable[[], Awaitable[None]]
     changing: trio.Lock
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A step of a verb that runs in the background: it goes on when this has been awaited."""
+
+    wait: Callable[[], Awaitable[None]]
 
 
 class Care:
@@ -134,29 +141,37 @@ class Care:
 
     async def _verify(self, reference: str) -> None:
         """Run the verb as the control socket does for a client."""
-        means = self._means
         verb = VERBS["verify"]
-        await means.barrier()
+        await self._means.barrier()
         params = verb.params(references=(reference,), full=True)
-        steps = verb.run(means.context(), params)
-        is_exclusive = False
-        try:
-            for step in steps:
-                match step:
-                    case Commit():
-                        await means.commit()
-                    case Flush():
-                        await means.barrier()
-                    case Work(run=work):
-                        await trio.to_thread.run_sync(work)
-                    case Exclusive() if not is_exclusive:
-                        await means.changing.acquire()
-                        is_exclusive = True
-                await trio.lowlevel.checkpoint()
-        finally:
-            steps.close()
-            if is_exclusive:
-                means.changing.release()
+        await run_steps(self._means, verb.run(self._means.context(), params))
+
+
+async def run_steps(means: Means, steps: Generator[Any, None, object]) -> None:
+    """Run a verb in the background, as the control socket does for a client.
+
+    Beside the steps of a verb there may be `Waiting`.
+    """
+    is_exclusive = False
+    try:
+        for step in steps:
+            match step:
+                case Commit():
+                    await means.commit()
+                case Flush():
+                    await means.barrier()
+                case Work(run=work):
+                    await trio.to_thread.run_sync(work)
+                case Waiting(wait=wait):
+                    await wait()
+                case Exclusive() if not is_exclusive:
+                    await means.changing.acquire()
+                    is_exclusive = True
+            await trio.lowlevel.checkpoint()
+    finally:
+        steps.close()
+        if is_exclusive:
+            means.changing.release()
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> None:

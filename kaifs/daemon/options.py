@@ -19,9 +19,11 @@ from kaifs.base.label import parse_label
 Transport = Literal["auto", "kernel", "pyfuse3"]
 
 COMMIT_MAX_S: Final = 3600.0
+DAY_NS: Final = 24 * 3600 * 10**9
 _ZSTD_DEFAULT: Final = 3
 _ZSTD_MAX: Final = 19
 _BUSYPOLL_MAX_US: Final = 1_000_000
+_SCRUB_MAX_DAYS: Final = 3650
 _UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 
 IGNORED: Final = frozenset(
@@ -36,6 +38,7 @@ STORE_WIDE: Final = {
     "zstd_level": "compress",
     "time_retention": "time",
     "cache_size": "cache",
+    "scrub_ns": "scrub",
 }
 """Options that are not of one mount alone: by field, what users call them."""
 IGNORED_PREFIXES: Final = ("x-", "X-", "comment=")
@@ -68,6 +71,8 @@ class MountOptions:
     """Bytes of decoded nodes kept in memory; None: the store's default."""
     mount_flags: tuple[str, ...] = ()
     """What the kernel is told as it is: `noatime`, `nodev`, …"""
+    scrub_ns: int = 30 * DAY_NS
+    """From the end of a scrub to the next one in the background; 0: none."""
     text: str = ""
     """As it was given."""
 
@@ -230,6 +235,11 @@ def _cache(options: MountOptions, value: str) -> MountOptions:
     return replace(options, cache_size=int(found[1]) << _UNITS[found[2]])
 
 
+def _scrub(options: MountOptions, value: str) -> MountOptions:
+    days = 0 if value == "off" else _number(value, _SCRUB_MAX_DAYS, least=1)
+    return replace(options, scrub_ns=days * DAY_NS)
+
+
 def _number(text: str, most: int, least: int = 0) -> int:
     if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
         raise ValueError(f"a number from {least} to {most}")
@@ -248,4 +258,5 @@ _VALUES: Final[dict[str, Callable[[MountOptions, str], MountOptions]]] = {
     "busypoll": _busypoll,
     "latency": _latency,
     "cache": _cache,
+    "scrub": _scrub,
 }

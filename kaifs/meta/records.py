@@ -262,8 +262,33 @@ class Answer(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     """What follows the header of the reply."""
 
 
+class ScrubTally(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What a scrub has read, healed and found so far."""
+
+    read: int = 0
+    """Bytes of segments."""
+    healed: int = 0
+    """Blocks, and records of the index."""
+    damaged: int = 0
+    """Blocks, and records of the index, that no copy can heal."""
+
+
+class ScrubRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """When the store was scrubbed, and how far it is. Key in META: `scrub`."""
+
+    finished_ns: int = 0
+    """When the last scrub ended; 0: never."""
+    last: ScrubTally = ScrubTally()
+    """What that found."""
+    started_ns: int = 0
+    """When the scrub began that is under way, also if nobody goes on with it now; 0: none is."""
+    segment: SegmentId = SegmentId(0)
+    """Segments before this one have been read by it; 0: nor has all of the index."""
+    so_far: ScrubTally = ScrubTally()
+
+
 class CounterRecord(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """The one record of META: identity, and the next id of each kind."""
+    """Identity, and the next id of each kind. Key in META: `counters`."""
 
     uuid: bytes
     epoch: int
@@ -405,6 +430,7 @@ VERIFIED: Final = Codec(VerifiedRecord)
 BLOCK: Final = Codec(BlockRecord)
 SEGMENT: Final = Codec(SegmentRecord)
 COUNTERS: Final = Codec(CounterRecord)
+SCRUB: Final = Codec(ScrubRecord)
 
 
 def protect(record: bytes) -> bytes:

@@ -58,6 +58,8 @@ class Context:
     """Where the store, an agent's folder or a view of it is mounted."""
     alert: Callable[[Alert], None] = no_alert
     """Tells administrators. Does not block and does not fail."""
+    scrub_ns: int = 0
+    """From the end of a scrub to the next one in the background; 0: none."""
 
     @property
     def manifests(self) -> Manifests:

@@ -8,23 +8,24 @@ sets damaged versions aside and tells administrators.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
-from typing import Final
+from collections.abc import Callable, Collection, Generator, Iterator
+from typing import Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from kaifs.base.errors import AccessDeniedError, StoreDamagedError
 from kaifs.base.types import BlockId, NodeId, RootId
 from kaifs.meta import keys
 from kaifs.meta.node import Branch
-from kaifs.meta.records import extent_block
+from kaifs.meta.records import ScrubRecord, ScrubTally, extent_block
 from kaifs.service import verify
 from kaifs.service.aside import Fallback
 from kaifs.service.context import Context
-from kaifs.service.steps import Commit, Item, Progress, Step, tell
+from kaifs.service.steps import Commit, Item, Progress, Step, Work
 from kaifs.service.verify import Validation
 from kaifs.store.nodes import Nodes
-from kaifs.store.scrub import Scrubbed, scrub
+from kaifs.store.scrub import FROM_START, CheckMirror, Read, Scrubbed, find_scrub, put_scrub, scrub
 
 _STEP: Final = 500
 """Nodes read between two steps."""
@@ -59,34 +60,91 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
     del params
     if not context.owns_store():
         raise AccessDeniedError("only the store's owner scrubs it")
-    if context.store.is_dirty:
+    return (yield from scrub_store(context, lambda part: Work(part.run)))
+
+
+Reading = TypeVar("Reading")
+
+
+def scrub_store(
+    context: Context, reading: Callable[[Read | CheckMirror], Reading], *, resumes: bool = False
+) -> Generator[Step | Reading, Item | None, Result]:
+    """Scrub the store, and remember that.
+
+    Args:
+        context: Of whom everything may be seen by.
+        reading: Returns what to yield where something is to be read. When this goes on, that has
+            been done.
+        resumes: Go on where a scrub was interrupted, if one was, and keep in the store how far
+            this one is.
+
+    Raises:
+        NoSpaceError, StoreIOError: the disk refuses.
+    """
+    store = context.store
+    record = find_scrub(store)
+    if not resumes or not record.started_ns:
+        now = store.clock.now_ns()
+        record = replace(record, started_ns=now, segment=FROM_START, so_far=ScrubTally())
+    if store.is_dirty:
         # What is read is what the disk has.
         yield Commit()
-    found = yield from _scrub(context)
-    if found.healed:
+    before = record.so_far
+    results: list[verify.Result] = []
+    handled = 0
+    found = Scrubbed()
+    steps = scrub(store, record.segment)
+    try:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as stop:
+                found = stop.value
+                break
+            if not isinstance(step, Scrubbed):
+                yield reading(step)
+                continue
+            if resumes and step.segment != record.segment:
+                so_far = _sum(before, step.tally)
+                record = replace(record, segment=step.segment, so_far=so_far)
+                put_scrub(store, record)
+                # Now, for it may be long until the end, or until somebody goes on.
+                results += yield from _handle(context, step.damaged[handled:])
+                handled = len(step.damaged)
+            yield Progress(step.size, step.total, "bytes", "scrubbing")
+    finally:
+        steps.close()
+    if found.healed or found.healed_records:
         yield Commit()
-    checked = verify.Result(validations=())
-    if found.damaged:
-        references = yield from _holders(context, frozenset(found.damaged))
-        if references:
-            params_of_verify = verify.Params(references=tuple(references), full=True)
-            checked = yield from verify.run(context, params_of_verify)
+    results += yield from _handle(context, found.damaged[handled:])
+    put_scrub(store, ScrubRecord(store.clock.now_ns(), _sum(before, found.tally)))
+    yield Commit()
     return Result(
         read_bytes=found.size,
         healed_blocks=len(found.healed),
         healed_records=found.healed_records,
         damaged_blocks=len(found.damaged),
         lost_records=tuple(found.lost_records),
-        validations=checked.validations,
-        fallbacks=checked.fallbacks,
+        validations=tuple(one for result in results for one in result.validations),
+        fallbacks=tuple(one for result in results for one in result.fallbacks),
     )
 
 
-def _scrub(context: Context) -> Generator[Step, Item | None, Scrubbed]:
-    def step_of(found: Scrubbed) -> Step:
-        return Progress(found.size, found.total, "bytes", "scrubbing")
+def _handle(
+    context: Context, damaged: list[BlockId]
+) -> Generator[Step, Item | None, list[verify.Result]]:
+    """Verify whatever holds one of the blocks: damaged versions are set aside by that."""
+    references = []
+    if damaged:
+        references = yield from _holders(context, frozenset(damaged))
+    if not references:
+        return []
+    params = verify.Params(references=tuple(references), full=True)
+    return [(yield from verify.run(context, params))]
 
-    return (yield from tell(scrub(context.store), step_of))
+
+def _sum(one: ScrubTally, other: ScrubTally) -> ScrubTally:
+    return ScrubTally(one.read + other.read, one.healed + other.healed, one.damaged + other.damaged)
 
 
 def _holders(

@@ -5,11 +5,13 @@ from typing import Literal
 
 import msgspec
 
+from kaifs.base.clock import format_time
 from kaifs.base.errors import AccessDeniedError
 from kaifs.meta.records import AgentRecord
 from kaifs.service.context import Context
 from kaifs.service.space import Measured, is_quick, measure
 from kaifs.service.steps import Item, Step
+from kaifs.store.scrub import find_scrub
 from kaifs.store.superblock import FORMAT_VERSION
 
 
@@ -65,11 +67,29 @@ class Space(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     agents: tuple[AgentSpace, ...]
 
 
+class Scrub(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """When everything was read, and is going to be read again."""
+
+    finished: str | None
+    """When the last scrub ended; None: there was none."""
+    read: int
+    healed: int
+    damaged: int
+    """What that found: bytes, and blocks and records of the index."""
+    started: str | None
+    """When the one began that is under way; None: none is."""
+    done: int
+    """Bytes that it has read so far."""
+    next: str | None
+    """When the next one begins by itself; None: one is under way, none is to, or nobody serves."""
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A store's state."""
 
     store: StoreInfo
     space: Space
+    scrub: Scrub
 
 
 def run(context: Context, params: Params) -> Generator[Step, Item | None, Result]:
@@ -99,6 +119,22 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
             unique=space.live,
             agents=agents,
         ),
+        scrub=_scrub(context),
+    )
+
+
+def _scrub(context: Context) -> Scrub:
+    record = find_scrub(context.store)
+    since_ns = record.finished_ns or context.store.superblock.created_ns
+    is_due = context.scrub_ns and not record.started_ns
+    return Scrub(
+        finished=format_time(record.finished_ns) if record.finished_ns else None,
+        read=record.last.read,
+        healed=record.last.healed,
+        damaged=record.last.damaged,
+        started=format_time(record.started_ns) if record.started_ns else None,
+        done=record.so_far.read,
+        next=format_time(since_ns + context.scrub_ns) if is_due else None,
     )
 
 
