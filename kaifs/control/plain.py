@@ -11,6 +11,7 @@ import json
 import os
 import socket
 from binascii import a2b_base64
+from struct import pack
 from typing import Any
 
 from kaifs.base.errors import AccessDeniedError, ArgumentValueError, DaemonError
@@ -18,7 +19,8 @@ from kaifs.control.failures import told_error
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
 
 _RECEIVE = 1 << 18
-_CONNECT_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT = pack("@ll", 10, 0)
+"""A timeval. A socket with a timeout of Python's does not wait where the queue is full."""
 
 
 def call_plain(store: str, verb: str, params: dict[str, Any]) -> dict[str, Any] | None:
@@ -46,14 +48,13 @@ def call_plain(store: str, verb: str, params: dict[str, Any]) -> dict[str, Any] 
 def _connect(store: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        connection.settimeout(_CONNECT_TIMEOUT_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _CONNECT_TIMEOUT)
         # As `kaifs.linux.sockets`, which takes longer to load: paths of any length.
         folder = os.open(os.path.join(store, "run"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             connection.connect(f"/proc/self/fd/{folder}/control.sock")
         finally:
             os.close(folder)
-        connection.settimeout(None)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         connection.close()
         return None

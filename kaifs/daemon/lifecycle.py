@@ -55,7 +55,7 @@ from kaifs.linux.mounts import (
     users_of,
 )
 from kaifs.linux.namespaces import mount_namespace
-from kaifs.linux.processes import send_signal, wait_end
+from kaifs.linux.processes import is_running, send_signal, wait_end
 from kaifs.store.superblock import read_superblock
 
 FSTYPE: Final = "fuse.kaifs"
@@ -236,9 +236,9 @@ def restart(path: Path) -> DaemonInfo:
     old = request_restart(store)
     deadline = time.monotonic() + END_TIMEOUT_S
     while time.monotonic() < deadline:
-        # Who connects waits until the new one lets it in.
-        info = find_daemon(store)
-        if info is not None and info.pid != old.pid:
+        # Not by connecting: nobody lets in who waits meanwhile, and there is room for few.
+        info = read_info(store)
+        if info is not None and info.pid != old.pid and is_running(info.process):
             return info
         time.sleep(RESTART_POLL_S)
     raise DaemonError(f"{store}: the new server does not answer")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 _CREDENTIALS: Final = struct.Struct("=iII")
+_TIMEVAL: Final = struct.Struct("@ll")
 _SO_PEERGROUPS: Final = 59
 """Source: asm-generic/socket.h; since Linux 4.13."""
 
@@ -120,16 +121,21 @@ def listen_at(path: Path, mode: int, backlog: int = 64) -> socket.socket:
 
 
 def connect_to(path: Path, timeout_s: float | None = None) -> socket.socket:
-    """Return a stream connected to the socket at *path*.
+    """Return a stream connected to the socket at *path*, with *timeout_s* for each operation.
 
     Raises:
-        OSError: ENOENT or ECONNREFUSED if nobody listens there.
+        OSError: ENOENT or ECONNREFUSED if nobody listens there, EAGAIN if the queue of those who
+            wait to be let in stays full for *timeout_s* seconds.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        connection.settimeout(timeout_s)
+        if timeout_s is not None:
+            # Not settimeout: a socket that does not block never waits for a full queue.
+            seconds = _TIMEVAL.pack(int(timeout_s), int(timeout_s % 1 * 1e6))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
         with _opened(path.parent) as folder:
             connection.connect(f"/proc/self/fd/{folder}/{path.name}")
+        connection.settimeout(timeout_s)
     except BaseException:
         connection.close()
         raise

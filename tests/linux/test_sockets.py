@@ -2,7 +2,9 @@
 
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -52,3 +54,20 @@ def test_supplementary_groups_of_the_other_end_are_known(tmp_path: Path, count: 
             theirs, _ = listener.accept()
             with theirs:
                 assert peer_of(theirs).groups == frozenset(groups)
+
+
+def test_where_the_queue_is_full_one_waits(tmp_path: Path) -> None:
+    with listen_at(tmp_path / "s", 0o600) as listener, ExitStack() as stack:
+        listener.listen(1)
+        for _ in range(2):
+            stack.enter_context(connect_to(tmp_path / "s"))
+        with pytest.raises(BlockingIOError):
+            connect_to(tmp_path / "s", 0.01)
+        waiting: list[socket.socket] = []
+        thread = Thread(target=lambda: waiting.append(connect_to(tmp_path / "s", 60)))
+        thread.start()
+        while not waiting:
+            listener.accept()[0].close()
+            thread.join(0.01)
+        waiting[0].close()
+        thread.join()
