@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import secrets
+import select
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -45,10 +46,14 @@ log = logging.getLogger(__name__)
 
 TURN: Final = 64
 """Requests answered in a row before other tasks get a turn."""
+UNHEARD: Final = 64
+"""Of so many requests that nobody waits for (FORGET), one has the journal written."""
 MISSES: Final = 2
 """How often in a row requests are polled for in vain; then that is given up for a while."""
-AWAKE_S: Final = 0.05
+AWAKE_S: Final = 0.002
 """Seconds without a request after which cores may sleep again."""
+BURST: Final = 32
+"""Requests without such a pause after which cores are kept awake."""
 _OUT_HEADER_SIZE: Final = p.OUT_HEADER.size
 _pack_out_header: Final = p.OUT_HEADER.pack
 _BUFFER_SIZE: Final = MAX_WRITE + (1 << 16)
@@ -82,9 +87,11 @@ class KernelConnection:
         self._on_answered: Callable[[], None] | None = None
         self._awake = AwakeCores()
         self._can_keep_awake = pace.keeps_awake
+        self._in_burst = 0
+        """Requests since the last pause."""
         self._busypoll_ns = pace.busypoll_us * 1000
         self._misses = 0 if pace.busypoll_us else MISSES
-        """How often in a row `_poll` was in vain."""
+        """How often in a row `_is_soon_ready` was in vain."""
         self._is_closing = False
         self._nursery: trio.Nursery | None = None
         self._waiting_work = 0
@@ -177,26 +184,37 @@ class KernelConnection:
 
     async def _serve(self, buffer: bytearray, request: Request) -> None:
         buffers, readv = [buffer], os.readv
+        device = select.poll()
+        device.register(self._fd, select.POLLIN)
         turn = self._next_turn()
         while not self._is_closing:
+            # A read in vain would cost more: the text of its error is made anew each time.
+            if not device.poll(0) and not self._is_soon_ready(device):
+                began = perf_counter_ns()
+                await self._sleep()
+                slept = perf_counter_ns() - began
+                if slept < self._busypoll_ns:
+                    self._misses = 0
+                elif slept > AWAKE_S * 1_000_000_000:
+                    self._in_burst = 0
+                turn = self._next_turn()
+                continue
             try:
                 readv(self._fd, buffers)
             except BlockingIOError:
-                if not self._poll(buffers):
-                    began = perf_counter_ns()
-                    await self._sleep()
-                    if perf_counter_ns() - began < self._busypoll_ns:
-                        self._misses = 0
-                    turn = self._next_turn()
-                    continue
+                # Interrupted before it was read.
+                continue
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.ENOENT):
-                    # ENOENT: the request was interrupted before it was read.
+                    # ENOENT: as above.
                     continue
                 if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     return
                 raise
             self._answer(request)
+            self._in_burst += 1
+            if self._in_burst == BURST and self._can_keep_awake:
+                self._keep_awake()
             turn -= 1
             if not turn:
                 if self._on_answered is not None:
@@ -211,37 +229,32 @@ class KernelConnection:
         """Return how many requests to answer until something else is looked after."""
         return TURN if self._on_answered is None else 1
 
-    def _poll(self, buffers: list[bytearray]) -> bool:
-        """Ask for a request without sleeping, for a while; return whether one was read.
+    def _is_soon_ready(self, device: select.poll) -> bool:
+        """Ask for a request without sleeping, for a while; return whether one can be read.
 
         Not while what others wait for has to have its turn, nor where it was in vain lately:
         until a request comes so soon again that it would have been met.
         """
         if self._misses >= MISSES or self._waiting_work:
             return False
-        fd, readv = self._fd, os.readv
+        poll = device.poll
         stop = perf_counter_ns() + self._busypoll_ns
         while perf_counter_ns() < stop:
-            try:
-                readv(fd, buffers)
-            except BlockingIOError:
-                continue
-            except OSError:
-                # Whoever reads next gets it again.
-                return False
-            self._misses = 0
-            return True
+            if poll(0):
+                self._misses = 0
+                return True
         self._misses += 1
         return False
 
+    def _keep_awake(self) -> None:
+        try:
+            self._awake.hold()
+        except OSError as error:
+            self._can_keep_awake = False
+            log.info("cores_not_kept_awake", extra={"error": str(error)})
+
     async def _sleep(self) -> None:
         """Wait until a request can be read, or the connection is closed."""
-        if self._can_keep_awake and not self._awake.is_held:
-            try:
-                self._awake.hold()
-            except OSError as error:
-                self._can_keep_awake = False
-                log.info("cores_not_kept_awake", extra={"error": str(error)})
         # Closed by `terminate` while it waits.
         with contextlib.suppress(trio.ClosedResourceError):
             if self._awake.is_held:
@@ -280,7 +293,7 @@ class KernelConnection:
             reply = handler(request)
             if reply.__class__ is bytes:
                 self._settle((self.identity, request.unique, reply))
-            else:
+            elif reply is not None or not self._counts[opcode & 63] % UNHEARD:
                 self._settle()
         except Refusal as refusal:
             self._reply_error(request.unique, refusal.errno)

@@ -192,6 +192,33 @@ class BTree:
         if len(keys) < MIN_KEYS:
             self._shrink(leaf, self._descend(key)[1])
 
+    def take(self, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        """Delete every key in [start, stop), and return them with their values, in order."""
+        taken: list[tuple[bytes, bytes]] = []
+        following: bytes | None = start
+        while following is not None:
+            taken += self._take_from_leaf(following, stop)
+            # Mostly one leaf has them all.
+            following = next((key for key, _ in self.scan(following, stop)), None)
+        return taken
+
+    def _take_from_leaf(self, start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+        leaf = self._writable_leaf(start)
+        keys, values = leaf.keys, leaf.values
+        first, last = bisect_left(keys, start), bisect_left(keys, stop)
+        taken = list(zip(keys[first:last], values[first:last], strict=True))
+        del keys[first:last]
+        del values[first:last]
+        log = self._root.log
+        for key, value in taken:
+            self._decoded.pop(key, None)
+            leaf.weight -= len(key) + len(value)
+            if log is not None:
+                log.put(key, None)
+        if taken and len(keys) < MIN_KEYS:
+            self._shrink(leaf, self._descend(start)[1])
+        return taken
+
     def _writable_leaf(self, key: bytes) -> Leaf:
         """Return the leaf that has *key*, or is to have it; it and all above it are the root's own."""
         nodes, cached, root = self._nodes, self._cached, self._root

@@ -722,13 +722,12 @@ class Tree:
         inode = self.inode(ino)
         freed, attributes = 0, 0
         start, stop = keys.inode_key(ino), keys.inode_key(Ino(ino + 1))
-        for key, value in list(self.btree.scan(start, stop)):
+        for key, value in self.btree.take(start, stop):
             kind = key[keys.PREFIX_SIZE - 1]
             if kind == keys.EXTENT:
                 freed += self.content.own_size(decode_extent(keys.number_at_end(key), value))
             elif kind == keys.XATTR:
                 attributes += len(value)
-            self.btree.discard(key)
         # Only what this tree brought gives room back: who deletes what was there before gets none.
         if ino >= self.root.first_ino:
             freed += INODE_CHARGE + attributes

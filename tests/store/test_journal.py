@@ -152,6 +152,21 @@ def test_a_file_that_somebody_has_open_is_gone_after_a_crash(grove: Grove) -> No
     assert found(died(grove)) == files(grove)
 
 
+def test_every_file_that_somebody_has_open_is_gone_after_a_crash_however_often_there_was_one(
+    grove: Grove,
+) -> None:
+    """The journal is told once that the tree has files without a name."""
+    tree = grove.current
+    for name in (b"a", b"b", b"c"):
+        grove.put(name, b"open")
+    for number, name in enumerate((b"a", b"b", b"c", b"old")):
+        tree.unlink(TOP_INO, name, 1)
+        grove.store.flush_journal()
+        assert found(died(grove)) == files(grove)
+        if number == 1:
+            grove.store.commit()
+
+
 def test_snapshot_rollback_and_seal_survive_without_a_commit(grove: Grove) -> None:
     grove.put(b"f", b"one" * 1000)
     grove.seal("1.0.0")

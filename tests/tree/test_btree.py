@@ -112,6 +112,17 @@ class BTreeMachine(RuleBasedStateMachine):
             key = ((start + number * step) % 3000).to_bytes(2, "big")
             assert self.tree.delete(key) == (self.model.pop(key, None) is not None)
 
+    @rule(start=st.integers(0, 3000), count=st.integers(0, 1500))
+    def take(self, start: int, count: int) -> None:
+        low, high = start.to_bytes(2, "big"), (start + count).to_bytes(2, "big")
+        gone = sorted(one for one in self.model if low <= one < high)
+        assert self.tree.take(low, high) == [(one, self.model.pop(one)) for one in gone]
+
+    @rule(key=st.integers(0, 3000))
+    def discard(self, key: int) -> None:
+        self.tree.discard(key.to_bytes(2, "big"))
+        self.model.pop(key.to_bytes(2, "big"), None)
+
     @rule()
     def delete_all(self) -> None:
         for key in sorted(self.model):
