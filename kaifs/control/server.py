@@ -4,8 +4,8 @@ Each connection is one task that runs one verb: a generator, with a checkpoint
 after every step, so that the mount is served while a verb runs. Verbs that
 change the store run one at a time. A client that goes away ends its verb at the
 next checkpoint by closing the generator, which drops what it had begun; nothing
-of it is reachable. Between the last step and the answer lies the commit, which
-is never cut short: whoever is told "done" is told the truth, and whoever hangs
+of it is reachable. Between the last step and the answer lies the disk, for which
+it is waited in any case: whoever is told "done" is told the truth, and whoever hangs
 up then has missed only the answer.
 
 What arrives is not trusted: every body is decoded into typed messages, and
@@ -121,7 +121,9 @@ class Services:
     barrier: Callable[[], Awaitable[None]]
     """Brings what programs have written so far into the store."""
     commit: Callable[[], Awaitable[None]]
-    """Makes the store's state durable."""
+    """Makes an epoch of the store's state: it is durable, and what was freed is free."""
+    sync: Callable[[], Awaitable[None]]
+    """Makes the store's state durable, by an epoch or in the journal."""
     changing: trio.Lock
     """Held by whoever changes more than single files."""
     mount: Callable[[Caller, MountParams], Awaitable[MountResult]]
@@ -373,7 +375,9 @@ class _Conversation:
             result = await self._step_through(verb, params, caller, items)
             if verb.changes:
                 with trio.CancelScope(shield=True):
-                    await self._services.commit()
+                    # One write to the disk instead of four: an epoch is written to two copies of
+                    # the index, after the segments.
+                    await (self._services.commit if verb.frees else self._services.sync)()
         return result
 
     async def _step_through(

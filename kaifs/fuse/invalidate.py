@@ -91,6 +91,9 @@ class Invalidator:
             queue.SimpleQueue()
         )
         self._thread: threading.Thread | None = None
+        self._put_count = 0
+        self._done_count = 0
+        """Of what was put. Written by the thread alone."""
 
     def changed(self, change: Change) -> None:
         """Take in a change of the registry. Does not block.
@@ -153,6 +156,10 @@ class Invalidator:
 
     async def wait_idle(self) -> None:
         """Wait until the kernel knows of every change so far. Not from a handler."""
+        if self._done_count == self._put_count:
+            # Nothing to wait for; the thread would have to wake up to say so.
+            await trio.lowlevel.checkpoint()
+            return
         reached = trio.Event()
         token = trio.lowlevel.current_trio_token()
         self._enqueue(_Reached(lambda: token.run_sync_soon(reached.set)))
@@ -181,6 +188,7 @@ class Invalidator:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="invalidate", daemon=True)
             self._thread.start()
+        self._put_count += 1
         self._queue.put(item)
 
     def _run(self) -> None:
@@ -188,17 +196,21 @@ class Invalidator:
         while (item := self._queue.get()) is not None:
             if isinstance(item, _Reached):
                 item.report()
-                continue
-            if isinstance(item, _StaleNode):
-                with _forgiving():
-                    self._notifier.invalidate_inode(item.node)
             else:
-                with _forgiving():
-                    self._notifier.invalidate_entry(item.parent, item.name)
-                # A new name has no dentry, so it is ENOENT above, but the folder's listing is old.
-                with _forgiving():
-                    self._notifier.invalidate_inode(item.parent)
-            self._end()
+                self._tell(item)
+                self._end()
+            self._done_count += 1
+
+    def _tell(self, item: StaleName | _StaleNode) -> None:
+        if isinstance(item, _StaleNode):
+            with _forgiving():
+                self._notifier.invalidate_inode(item.node)
+        else:
+            with _forgiving():
+                self._notifier.invalidate_entry(item.parent, item.name)
+            # A new name has no dentry, so it is ENOENT above, but the folder's listing is old.
+            with _forgiving():
+                self._notifier.invalidate_inode(item.parent)
 
 
 @contextmanager

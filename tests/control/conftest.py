@@ -17,6 +17,8 @@ from kaifs.control.info import run_folder, socket_path
 from kaifs.control.messages import (
     AttachParams,
     AttachResult,
+    MountParams,
+    MountResult,
     RestartResult,
     ShutdownParams,
     ShutdownResult,
@@ -83,6 +85,15 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         found.done.append("commit")
         store.commit()
 
+    async def sync() -> None:
+        found.done.append("sync")
+        store.commit()
+
+    async def mount(caller: Caller, params: MountParams) -> MountResult:
+        await trio.lowlevel.checkpoint()
+        found.done.append(f"mount on {params.mountpoint}")
+        return MountResult()
+
     async def shutdown(caller: Caller, params: ShutdownParams) -> ShutdownResult:
         found.done.append(f"shutdown lazy={params.lazy}")
         return ShutdownResult(ends=True)
@@ -115,6 +126,8 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         context=lambda caller: Context(store, forest, caller),
         barrier=barrier,
         commit=commit,
+        sync=sync,
+        mount=mount,
         changing=trio.Lock(),
         shutdown=shutdown,
         attach=attach,

@@ -31,7 +31,7 @@ async def ask(served: Served, verb: str, params: dict[str, Any]) -> Any:
 
 async def test_the_result_is_that_of_the_verb(served: Served) -> None:
     assert await ask(served, "trial", {"what": "progress"}) == {"text": ""}
-    assert served.done == ["barrier", "run", "commit"]
+    assert served.done == ["barrier", "run", "sync"]
 
 
 async def test_a_result_larger_than_a_frame_arrives(served: Served) -> None:

@@ -53,7 +53,7 @@ async def test_a_signer_that_fails_ends_the_verb(served: Served) -> None:
 
     with trio.fail_after(10):
         await served.closed.wait()
-    assert "commit" not in served.done
+    assert "sync" not in served.done
 
 
 async def test_a_client_that_never_signs_is_not_waited_for_long(
@@ -86,7 +86,7 @@ async def test_nothing_but_a_signature_follows_the_end(served: Served) -> None:
 
     with trio.fail_after(10):
         await served.closed.wait()
-    assert "commit" not in served.done
+    assert "sync" not in served.done
 
 
 async def test_a_client_that_hangs_up_after_signing_ends_its_verb(served: Served) -> None:
@@ -97,4 +97,4 @@ async def test_a_client_that_hangs_up_after_signing_ends_its_verb(served: Served
 
     with trio.fail_after(10):
         await served.closed.wait()
-    assert "commit" not in served.done
+    assert "sync" not in served.done
