@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from kaifs.base.clock import SystemClock
+from kaifs.base.clock import exact_now_ns
 from kaifs.base.digest import Sha256, checksum, sha256
 from kaifs.base.errors import ChecksumMismatchError, KaifsError, StoreDamagedError
 from kaifs.base.types import TOP_INO, BlockId, Ino, NodeId, SegmentId
@@ -295,7 +295,7 @@ def segment_state(store: Store, segment: SegmentId) -> SegmentState | None:
         status = os.stat(store.path / SEGMENT_FOLDER / segment_name(segment), follow_symlinks=False)
     except OSError:
         return None
-    if status.st_ctime_ns > SystemClock().now_ns() - TICK_NS:
+    if status.st_ctime_ns > exact_now_ns() - TICK_NS:
         return None
     return SegmentState(
         segment, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -304,7 +304,7 @@ def segment_state(store: Store, segment: SegmentId) -> SegmentState | None:
 
 def settling_ns(store: Store) -> int:
     """Return how long it is until no segment's file is too young to count, ns; 0 if none is."""
-    now_ns = SystemClock().now_ns()
+    now_ns = exact_now_ns()
     youngest = 0
     with os.scandir(store.path / SEGMENT_FOLDER) as files:
         for file in files:

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from kaifs.meta.records import InodeRecord, decode_dentry, encode_dentry
 from kaifs.service import key as keys
 from kaifs.service.reproduction import check_reproduction
 from kaifs.store.payload import block_key
+from kaifs.tree.integrity import segment_state, settling_ns
 from kaifs.tree.tree import AttributeChange
 from tests.service.desk import OWNER, STRANGER, Desk
 from tests.service.injury import Injured
@@ -554,3 +556,16 @@ def edited(record: bytes, **metadata: str) -> bytes:
     plain = msgspec.json.decode(record)
     plain["metadata"] |= metadata
     return canonical_json(plain)
+
+
+def test_a_segment_counts_when_it_has_settled_at_whatever_moment_that_is(hurt: Injured) -> None:
+    """The clock by which files are stamped goes in steps of milliseconds; a wait does not end on one."""
+    store = hurt.desk.store
+    segment = max(store.segments.sizes)
+
+    for number in range(30):
+        hurt.desk.write("bot", b"own", b"%d" % number * 4000)
+        time.sleep(settling_ns(store) / 1e9)
+
+        assert settling_ns(store) == 0
+        assert segment_state(store, segment) is not None
