@@ -195,7 +195,7 @@ class KernelConnection:
                 slept = perf_counter_ns() - began
                 if slept < self._busypoll_ns:
                     self._misses = 0
-                elif slept > AWAKE_S * 1_000_000_000:
+                elif slept > AWAKE_S * 1_000_000_000 and not self._awake.is_held:
                     self._in_burst = 0
                 turn = self._next_turn()
                 continue
@@ -247,22 +247,29 @@ class KernelConnection:
         return False
 
     def _keep_awake(self) -> None:
+        """Keep cores awake until no request has come for a while."""
         try:
             self._awake.hold()
         except OSError as error:
             self._can_keep_awake = False
             log.info("cores_not_kept_awake", extra={"error": str(error)})
+            return
+
+        async def let_sleep() -> None:
+            seen = -1
+            while seen != self._in_burst:
+                seen = self._in_burst
+                await trio.sleep(AWAKE_S)
+            self._in_burst = 0
+            self._awake.release()
+
+        assert self._nursery is not None, "requests are answered inside serve"
+        self._nursery.start_soon(let_sleep)
 
     async def _sleep(self) -> None:
         """Wait until a request can be read, or the connection is closed."""
         # Closed by `terminate` while it waits.
         with contextlib.suppress(trio.ClosedResourceError):
-            if self._awake.is_held:
-                with trio.move_on_after(AWAKE_S) as waiting:
-                    await trio.lowlevel.wait_readable(self._fd)
-                if not waiting.cancelled_caught:
-                    return
-                self._awake.release()
             await trio.lowlevel.wait_readable(self._fd)
 
     def terminate(self) -> None:
