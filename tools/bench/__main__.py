@@ -1,7 +1,7 @@
 """Measures kaifs and its peers on this machine, and writes what comes out.
 
 Usage: python -m tools.bench [--quick] [--only SECTION,…] [--systems NAME,…] [--turns N]
-       [--folder DIR] [--render]
+       [--folder DIR] [--keep] [--render]
 
 Sections: micro cold bulk work read product awake. Needs root, /dev/fuse and a folder on
 ext4; `scripts/bench` installs the peers, and passes its arguments on. Without --quick,
@@ -72,7 +72,7 @@ class Part:
 
 def parts(scale: Scale, work: Work) -> dict[str, Part]:
     """Return all sections but the product's."""
-    few = (MAIN, PYFUSE3, OVERLAY)
+    few = (MAIN,) if scale.is_quick else (MAIN, PYFUSE3, OVERLAY)
     limit = 0.15 if scale.is_quick else 1.0
     return {
         "micro": Part(micro.calls, scale.micro_turns, 110 * limit),
@@ -87,8 +87,10 @@ def awake_parts(scale: Scale, work: Work) -> dict[str, Part]:
     """Return what is done once more with the cores kept awake."""
     limit = 0.15 if scale.is_quick else 1.0
     turns = min(AWAKE_TURNS, scale.micro_turns)
-    return {
-        "micro": Part(micro.calls, turns, 60 * limit, (), ()),
+    calls = {"micro": Part(micro.calls, turns, 60 * limit, (), ())}
+    if scale.is_quick:
+        return calls
+    return calls | {
         "work": Part(work.changes, 1, 100 * limit, (TUNED, TREE, PYFUSE3), ()),
         "read": Part(work.reads, 1, 40 * limit, (TUNED, TREE), ()),
     }
@@ -97,9 +99,8 @@ def awake_parts(scale: Scale, work: Work) -> dict[str, Part]:
 class Run:
     """One run, and what it has found so far."""
 
-    def __init__(self, scale: Scale, base: Path, systems: Mapping[str, System]) -> None:
+    def __init__(self, scale: Scale, systems: Mapping[str, System]) -> None:
         self._scale = scale
-        self._base = base
         self._systems = systems
         self.failed: dict[str, str] = {}
 
@@ -198,6 +199,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--systems", default="", help="these systems, by commas")
     parser.add_argument("--turns", type=int, help="of each section")
     parser.add_argument("--folder", help="where to work, on ext4")
+    parser.add_argument("--keep", action="store_true", help="write results and docs in any case")
     parser.add_argument("--render", action="store_true", help="only write the docs anew")
     return parser.parse_args()
 
@@ -215,10 +217,8 @@ def measure(args: argparse.Namespace) -> results.Results:
         wanted = {name: wanted[name] for name in args.systems.split(",")}
     only = args.only.split(",") if args.only else None
 
-    def chosen(parts: Mapping[str, Part], *also: str) -> dict[str, Part]:
-        return {
-            name: part for name, part in parts.items() if only is None or {name, *also} & set(only)
-        }
+    def chosen(parts: Mapping[str, Part]) -> dict[str, Part]:
+        return {name: part for name, part in parts.items() if only is None or name in only}
 
     found: dict[str, Rows] = {}
     awake: dict[str, Rows] = {}
@@ -226,13 +226,13 @@ def measure(args: argparse.Namespace) -> results.Results:
         trace = stack.enter_context(traced())
         materials = Materials(base / "materials", cache_folder(), scale)
         work = Work(materials)
-        systems, unavailable = set_up(base, wanted, stack)
+        usual = chosen(parts(scale, work))
+        kept_awake = {} if only and "awake" not in only else awake_parts(scale, work)
+        systems, unavailable = set_up(base, wanted if usual or kept_awake else {}, stack)
         unavailable |= materials.missing
         for name, why in unavailable.items():
             say(f"{name}: not available: {why}")
-        run = Run(scale, base, systems)
-        usual = chosen(parts(scale, work))
-        kept_awake = {} if only and "awake" not in only else awake_parts(scale, work)
+        run = Run(scale, systems)
         if "read" in usual or "read" in kept_awake:
             lay_out = Part(work.lay_out, 1, 0, (TUNED, TREE), ())
             run.measure({"laying out what is read": lay_out}, None)
@@ -293,10 +293,14 @@ def main() -> None:
         return
     if os.geteuid() != 0:
         sys.exit("bench: it mounts file systems and drops caches: run it as root")
-    found = measure(args)
+    try:
+        found = measure(args)
+    except KeyboardInterrupt:
+        say("interrupted; nothing is left mounted")
+        sys.exit(130)
     show(found)
     say(f"took {found.took_s / 60:.1f} minutes")
-    if args.quick or args.only or args.systems:
+    if (args.quick or args.only or args.systems) and not args.keep:
         return
     path = results.FOLDER / f"{found.date[:10]}.json"
     results.save(found, path)

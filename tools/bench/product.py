@@ -198,6 +198,14 @@ class Product:
         store = Store.open(self._store)
         context = Context(store, Forest(store), Caller(os.getuid(), os.getgid()))
         try:
+            for files in self._plan.sizes:
+                # The first one reads what the others find in memory.
+                embedded.run(
+                    context,
+                    VERBS["snapshot"],
+                    SnapshotParams(reference=agent_of(files), name=self._new_name()),
+                )
+            store.commit()
             for _ in range(self._plan.turns):
                 for files in self._plan.sizes:
                     params = SnapshotParams(reference=agent_of(files), name=self._new_name())
