@@ -16,8 +16,8 @@ import logging
 import math
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -29,7 +29,9 @@ from kaifs.base.errors import (
     AccessDeniedError,
     ArgumentValueError,
     KaifsError,
+    NoSpaceError,
     StoreBusyError,
+    StoreIOError,
 )
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
 from kaifs.control.messages import (
@@ -142,6 +144,20 @@ class Services:
 
 class _HungUpError(Exception):
     """The client has closed its end."""
+
+
+@contextmanager
+def _done_all_the_same() -> Iterator[None]:
+    """Say in an error of the disk that the verb itself has been done.
+
+    It cannot be undone: requests of the mount that came since rest on what it changed. So it
+    stays, is seen by everybody, and goes with the next record or epoch that the disk takes.
+    """
+    try:
+        yield
+    except (NoSpaceError, StoreIOError) as error:
+        told = "it is done, and not on the disk yet: it will be when the disk takes it"
+        raise type(error)(f"{told} ({error.subject})") from error
 
 
 async def serve(listener: socket.socket, services: Services, closing: trio.Event) -> None:
@@ -374,7 +390,7 @@ class _Conversation:
                 await self._services.barrier()
             result = await self._step_through(verb, params, caller, items)
             if verb.changes:
-                with trio.CancelScope(shield=True):
+                with trio.CancelScope(shield=True), _done_all_the_same():
                     # One write to the disk instead of four: an epoch is written to two copies of
                     # the index, after the segments.
                     await (self._services.commit if verb.frees else self._services.sync)()
@@ -421,7 +437,8 @@ class _Conversation:
                 step = steps.send(answer)
         except StopIteration as stop:
             # What the client is told is done survives the death of this process.
-            context.store.flush_journal()
+            with _done_all_the_same():
+                context.store.flush_journal()
             result: msgspec.Struct = stop.value
             return result
         finally:

@@ -10,6 +10,8 @@ import pytest
 
 from kaifs.base.errors import BarrierError, NoSpaceError
 from kaifs.control.client import call
+from kaifs.linux.mounts import find_mount
+from kaifs.service.discard import Params as DiscardParams
 from kaifs.service.gc import Params as GcParams
 from kaifs.service.seal import Params as SealParams
 from kaifs.store.store import Store
@@ -86,4 +88,46 @@ def test_on_a_full_disk_one_can_delete_gc_and_unmount(full: Site, transport: str
     assert check(store) == []
     head = Forest(store).tree(store.get_agent("agent").head)
     assert head.inode(head.resolve(b"again")).size == 6 << 20
+    store.close()
+
+
+def test_what_is_done_and_cannot_be_written_is_told_as_that(full: Site) -> None:
+    """It cannot be undone, for others have seen it: it gets on the disk when there is room."""
+    full.mount("commit=3600")
+    (full.mountpoint / "agent").mkdir()
+    snapshots = full.mountpoint / "agent" / "@snapshots"
+    names = [f"s{number}" for number in range(200)]
+    for name in names:
+        (snapshots / name).mkdir()
+    fill(full.current)
+    # Also what kaifs keeps for such a day, by somebody else.
+    (full.store / "run" / "spare").unlink(missing_ok=True)
+    filler = full.store.parent / "filler"
+    with filler.open("wb", 0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+    discarded = []
+    failure = None
+    for name in names:
+        discarded.append(name)
+        try:
+            call(full.store, "discard", DiscardParams(reference=f"agent/@snapshots/{name}"))
+        except NoSpaceError as error:
+            failure = error
+            break
+
+    assert failure is not None
+    assert "it is done, and not on the disk yet" in str(failure)
+    filler.unlink()
+    assert discarded[-1] not in os.listdir(snapshots)
+    with suppress(BarrierError):
+        # As above.
+        full.umount()
+    if find_mount(full.mountpoint) is not None:
+        full.umount()
+    store = Store.open(full.store)
+    assert check(store) == []
+    left = {one.name for one in store.snapshots(store.get_agent("agent").agent_id)}
+    assert left == set(names) - set(discarded)
     store.close()
