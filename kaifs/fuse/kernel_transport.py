@@ -58,6 +58,9 @@ _OUT_HEADER_SIZE: Final = p.OUT_HEADER.size
 _pack_out_header: Final = p.OUT_HEADER.pack
 _BUFFER_SIZE: Final = MAX_WRITE + (1 << 16)
 
+_Poll = Callable[[int], list[tuple[int, int]]]
+_SERVED: Final = trio.lowlevel.RunVar[select.poll]("served devices")
+
 
 class KernelConnection:
     """One connection: a descriptor of `/dev/fuse` that is, or will be, mounted."""
@@ -91,7 +94,7 @@ class KernelConnection:
         """Requests since the last pause."""
         self._busypoll_ns = pace.busypoll_us * 1000
         self._misses = 0 if pace.busypoll_us else MISSES
-        """How often in a row `_is_soon_ready` was in vain."""
+        """How often in a row `_wait_awake` was in vain."""
         self._is_closing = False
         self._nursery: trio.Nursery | None = None
         self._waiting_work = 0
@@ -183,13 +186,22 @@ class KernelConnection:
             self._awake.release()
 
     async def _serve(self, buffer: bytearray, request: Request) -> None:
-        buffers, readv = [buffer], os.readv
-        device = select.poll()
-        device.register(self._fd, select.POLLIN)
+        devices = _served_devices()
+        devices.register(self._fd, select.POLLIN)
+        try:
+            await self._serve_registered(devices, buffer, request)
+        finally:
+            devices.unregister(self._fd)
+
+    async def _serve_registered(
+        self, devices: select.poll, buffer: bytearray, request: Request
+    ) -> None:
+        fd, poll, buffers, readv = self._fd, devices.poll, [buffer], os.readv
         turn = self._next_turn()
         while not self._is_closing:
             # A read in vain would cost more: the text of its error is made anew each time.
-            if not device.poll(0) and not self._is_soon_ready(device):
+            ready = poll(0) or self._wait_awake(poll)
+            if not ready:
                 began = perf_counter_ns()
                 await self._sleep()
                 slept = perf_counter_ns() - began
@@ -199,8 +211,13 @@ class KernelConnection:
                     self._in_burst = 0
                 turn = self._next_turn()
                 continue
+            if len(ready) > 1 or ready[0][0] != fd:
+                # Another connection has waited as long.
+                await trio.lowlevel.checkpoint()
+                if all(other != fd for other, _ in ready):
+                    continue
             try:
-                readv(self._fd, buffers)
+                readv(fd, buffers)
             except BlockingIOError:
                 # Interrupted before it was read.
                 continue
@@ -229,22 +246,22 @@ class KernelConnection:
         """Return how many requests to answer until something else is looked after."""
         return TURN if self._on_answered is None else 1
 
-    def _is_soon_ready(self, device: select.poll) -> bool:
-        """Ask for a request without sleeping, for a while; return whether one can be read.
+    def _wait_awake(self, poll: _Poll) -> list[tuple[int, int]]:
+        """Ask for a request, on any connection, without sleeping, for a while; return who has one.
 
         Not while what others wait for has to have its turn, nor where it was in vain lately:
         until a request comes so soon again that it would have been met.
         """
         if self._misses >= MISSES or self._waiting_work:
-            return False
-        poll = device.poll
+            return []
         stop = perf_counter_ns() + self._busypoll_ns
         while perf_counter_ns() < stop:
-            if poll(0):
+            ready = poll(0)
+            if ready:
                 self._misses = 0
-                return True
+                return ready
         self._misses += 1
-        return False
+        return []
 
     def _keep_awake(self) -> None:
         """Keep cores awake until no request has come for a while."""
@@ -541,6 +558,15 @@ class KernelMount:
             self._connection = None
             with contextlib.suppress(OSError):
                 unmount(self._mountpoint, lazy=True)
+
+
+def _served_devices() -> select.poll:
+    """Return what polls the descriptors of all connections that the running loop serves."""
+    try:
+        return _SERVED.get()
+    except LookupError:
+        _SERVED.set(select.poll())
+        return _SERVED.get()
 
 
 def _name_of(opcode: int) -> str:
