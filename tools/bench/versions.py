@@ -1,8 +1,7 @@
 """Many versions, many files and large files: what each verb takes, in time and memory.
 
 Three stores. One holds an agent with so many versions; in one a version has so
-many files; in one a version has so many bytes in four files, half of them random
-and half holes. Each figure is of a process of its own, as a user starts it: wall
+many files; in one a version has so many random bytes in four files. Each figure is of a process of its own, as a user starts it: wall
 time, processor time and its largest resident set. With --mount the verbs of the first store are
 also measured through a daemon.
 Usage: python -m tools.bench.versions [--versions N] [--files N] [--size MIB] [--mount]
@@ -201,17 +200,15 @@ def change_files(changed: Path) -> None:
 
 
 def large_files(place: Path, size_mib: int) -> None:
-    """Measure a version of few large files, half of their bytes holes."""
+    """Measure a version of few large files of random bytes."""
     place.mkdir()
     folder = place / "folder"
     folder.mkdir()
     each = size_mib // LARGE_FILES
     for number in range(LARGE_FILES):
         with (folder / f"large{number}").open("wb") as file:
-            for piece in range(0, each, 2):
-                file.seek(piece * _PIECE)
+            for _ in range(each):
                 file.write(os.urandom(_PIECE))
-            file.truncate(each * _PIECE)
     bench = Bench(place / "store")
     bench("init")
     bench("import", "bot", str(folder), "--as", "1.0.0")
