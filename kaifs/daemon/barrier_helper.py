@@ -22,6 +22,14 @@ from kaifs.linux.mounts import unmount
 
 _SYNC_TRIES: Final = 10
 """Who writes to a sealed view all the time does not keep a barrier from being reached."""
+_NOT_OURS: Final = frozenset({errno.EROFS, errno.EINTR})
+"""What others have been refused: no page that this mount could take is missing for it.
+
+EROFS: somebody wrote, through a descriptor from before a switch, to a view that is sealed by
+now; they are told at fsync(2). EINTR: somebody was killed in the middle of rename(2), link(2),
+unlink(2) or copy_file_range(2), while the kernel sent a file's times in their name
+(fuse_flush_time_update in Linux); WRITEs are sent in nobody's name.
+"""
 
 
 def flush(mountpoint: str, device: int, paths: list[str]) -> None:
@@ -56,7 +64,7 @@ def flush_file(path: str, top: int) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EROFS:
+        if error.errno not in _NOT_OURS:
             raise
     finally:
         os.close(fd)
@@ -65,10 +73,9 @@ def flush_file(path: str, top: int) -> None:
 def sync_all(top: int) -> None:
     """Have the kernel send all that is dirty on the file system that *top* is on.
 
-    EROFS is no failure of ours: somebody wrote, through a descriptor from before a
-    switch, to a view that is sealed by now. They are told at fsync(2); everything
-    else has been sent all the same. An error is told once to each descriptor, so a
-    second call tells whether there is another one.
+    What the kernel tells of `_NOT_OURS` is no failure: everything else has been sent all
+    the same. An error is told once to each descriptor, so a second call tells whether there
+    is another one.
 
     Raises:
         OSError: Something else could not be taken.
@@ -78,7 +85,7 @@ def sync_all(top: int) -> None:
         if libc.syncfs(top) == 0:
             return
         code = ctypes.get_errno()
-        if code != errno.EROFS:
+        if code not in _NOT_OURS:
             raise OSError(code, os.strerror(code))
 
 

@@ -187,3 +187,45 @@ def test_a_covered_mountpoint_is_an_error_and_not_a_wrong_flush(mounted: Site) -
     finally:
         subprocess.run(["umount", str(mounted.mountpoint)], check=True)
     assert os.listdir(mounted.mountpoint / "agent/@snapshots") == []
+
+
+RENAMER = """
+import os, sys
+# Alone in a folder: a rename holds its lock until the times are sent.
+os.mkdir(sys.argv[1])
+path = os.path.join(sys.argv[1], "file")
+with open(path, "wb", 0) as file:
+    os.write(1, b"begun")
+    while True:
+        file.write(b"x")
+        os.rename(path, path + "-")
+        os.rename(path + "-", path)
+"""
+
+
+def test_a_program_that_is_killed_while_the_kernel_sends_times_fails_no_barrier(
+    mounted: Site,
+) -> None:
+    """The kernel tells the next syncfs(2) of its EINTR, whoever calls it."""
+    for number in range(2):
+        renamers = [
+            subprocess.Popen(
+                [sys.executable, "-c", RENAMER, mounted.current / f"{number}-{renamer}"],
+                stdout=subprocess.PIPE,
+            )
+            for renamer in range(8)
+        ]
+        for renamer in renamers:
+            assert renamer.stdout is not None
+            assert renamer.stdout.read(5) == b"begun"
+        # While the daemon stands still, each of them waits for an answer.
+        daemon = mounted.infos[-1].process
+        send_signal(daemon, signal.SIGSTOP)
+        for renamer in renamers:
+            renamer.kill()
+        send_signal(daemon, signal.SIGCONT)
+        for renamer in renamers:
+            with renamer:
+                pass
+
+        call(mounted.store, "snapshot", SnapshotParams(reference="agent", name=f"snap{number}"))
