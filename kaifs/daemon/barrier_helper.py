@@ -26,9 +26,9 @@ _NOT_OURS: Final = frozenset({errno.EROFS, errno.EINTR})
 """What others have been refused: no page that this mount could take is missing for it.
 
 EROFS: somebody wrote, through a descriptor from before a switch, to a view that is sealed by
-now; they are told at fsync(2). EINTR: somebody was killed in the middle of rename(2), link(2),
-unlink(2) or copy_file_range(2), while the kernel sent a file's times in their name
-(fuse_flush_time_update in Linux); WRITEs are sent in nobody's name.
+now; they are told at fsync(2). EINTR: somebody was killed in the middle of rename(2), unlink(2)
+or copy_file_range(2), while the kernel sent a file's times in their name (fuse_flush_time_update
+in Linux 6.18); WRITEs are sent in nobody's name.
 """
 
 
