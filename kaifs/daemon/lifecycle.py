@@ -41,7 +41,6 @@ from kaifs.control.messages import (
 )
 from kaifs.daemon.main import is_supervised, server_command
 from kaifs.daemon.options import MountOptions, parse_options
-from kaifs.daemon.supervisor import supervise
 from kaifs.linux.files import lock_owner
 from kaifs.linux.mounts import (
     Answer,
@@ -374,6 +373,8 @@ def _serve_here(store: Path, mountpoint: Path, options: MountOptions) -> None:
     os.environ["PYTHONPATH"] = _package_path()
     command = server_command(store, mountpoint, options.text, foreground=True)
     with open(ours, "rb") as ready:
+        from kaifs.daemon.supervisor import supervise
+
         status = supervise(command, log_path(store), [theirs], foreground=True)
         body = ready.read(FRAME_MAX)
     if body:

@@ -36,9 +36,14 @@ def main() -> int:
 
         command = server_command(args.store, args.mountpoint, args.options, args.foreground)
         fds = [args.ready_fd] if args.ready_fd >= 0 else []
-        return supervise(command, log_path(args.store), fds, foreground=args.foreground)
-    # What the store's lock tells others about its holder.
-    sys.argv = ["kaifs", "mount", str(args.store), str(args.mountpoint or "(for sandboxes)")]
+
+        def serve(line: int) -> int:
+            args.supervisor_fd = line
+            return _serve(args)
+
+        return supervise(
+            command, log_path(args.store), fds, foreground=args.foreground, serve=serve
+        )
     return _serve(args)
 
 
@@ -55,6 +60,8 @@ def server_command(store: Path, mountpoint: Path, options: str, foreground: bool
 
 
 def _serve(args: argparse.Namespace) -> int:
+    # What the store's lock tells others about its holder.
+    sys.argv = ["kaifs", "mount", str(args.store), str(args.mountpoint or "(for sandboxes)")]
     from kaifs.daemon.helper_process import start_helper
 
     helper = start_helper()

@@ -13,8 +13,9 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -37,6 +38,8 @@ DEATHS_SPAN_S: Final = 60.0
 LOAD_MAX_S: Final = 60.0
 """Seconds in which a successor must have loaded its code."""
 EXIT_GIVEN_UP: Final = 1
+EXIT_BUG: Final = 70
+"""Source: EX_SOFTWARE of sysexits.h."""
 
 LOOK_S: Final = 0.25
 """Seconds after which a server is looked at. No descriptor tells of the death of one of whose threads
@@ -48,17 +51,20 @@ _BACKLOG: Final = 64
 class _Child:
     """A server that was started."""
 
-    def __init__(self, command: Sequence[str], fds: Sequence[int], *, own_group: bool) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        fds: Sequence[int],
+        *,
+        own_group: bool,
+        serve: Callable[[int], int] | None = None,
+    ) -> None:
         self.line, theirs = Line.pair()
-        inherited = [theirs.fileno(), *fds]
-        for fd in inherited:
-            os.set_inheritable(fd, True)
-        argv = [*command, "--supervisor-fd", str(theirs.fileno())]
         try:
-            if own_group:
-                self.pid = os.posix_spawn(sys.executable, argv, os.environ, setpgroup=0)
+            if serve is not None:
+                self.pid = self._fork(serve, theirs, own_group=own_group)
             else:
-                self.pid = os.posix_spawn(sys.executable, argv, os.environ)
+                self.pid = _spawn(command, [theirs.fileno(), *fds], own_group=own_group)
         finally:
             theirs.close()
             for fd in fds:
@@ -69,6 +75,22 @@ class _Child:
         self.ending: bool | None = None
         """True: it goes for a successor; False: for good; None: it has not said that it goes."""
         self.status: int | None = None
+
+    def _fork(self, serve: Callable[[int], int], theirs: Line, *, own_group: bool) -> int:
+        """Let a copy of this process serve; return its pid. It never comes back from here."""
+        pid = os.fork()
+        if pid:
+            return pid
+        status = EXIT_BUG
+        try:
+            if own_group:
+                os.setpgid(0, 0)
+            self.line.close()
+            status = serve(os.dup(theirs.fileno()))
+        except BaseException:  # noqa: BLE001 - the end of a process
+            traceback.print_exc()
+        finally:
+            os._exit(status)
 
     def has_ended(self) -> bool:
         """Return whether it has ended, but for threads that wait for a successor's answers."""
@@ -93,7 +115,13 @@ class Supervisor:
     """Starts servers, one after the other, until one ends for good."""
 
     def __init__(
-        self, command: Sequence[str], log_path: Path, fds: Sequence[int], *, foreground: bool
+        self,
+        command: Sequence[str],
+        log_path: Path,
+        fds: Sequence[int],
+        *,
+        foreground: bool,
+        serve: Callable[[int], int] | None = None,
     ) -> None:
         """Prepare.
 
@@ -101,6 +129,7 @@ class Supervisor:
             command: Starts a server.
             log_path: Where to log.
             fds: What the first server, and no other one, inherits. They are closed here.
+            serve: As `supervise`.
             foreground: Stay in the terminal's session. Then servers have a process group of their
                 own: Ctrl-C is for this process, which passes it on.
         """
@@ -114,11 +143,12 @@ class Supervisor:
         self._lingering: list[_Child] = []
         self._deaths: deque[float] = deque(maxlen=DEATHS_MAX)
         self._unserved = 0
-        self._server = self._start(["--ready-fd", str(fds[0])] if fds else (), fds)
+        more = ["--ready-fd", str(fds[0])] if fds else []
+        self._server = _Child([*command, *more], fds, own_group=foreground, serve=serve)
         self._serve()
 
-    def _start(self, more: Sequence[str] = (), fds: Sequence[int] = ()) -> _Child:
-        return _Child([*self._command, *more], fds, own_group=self._foreground)
+    def _start(self) -> _Child:
+        return _Child(self._command, (), own_group=self._foreground)
 
     def _serve(self) -> None:
         """Let the server begin, with what is kept."""
@@ -330,7 +360,12 @@ class Supervisor:
 
 
 def supervise(
-    command: Sequence[str], log_path: Path, fds: Sequence[int] = (), *, foreground: bool = False
+    command: Sequence[str],
+    log_path: Path,
+    fds: Sequence[int] = (),
+    *,
+    foreground: bool = False,
+    serve: Callable[[int], int] | None = None,
 ) -> int:
     """Start servers by *command*, and return an exit status when the mount has gone.
 
@@ -339,9 +374,24 @@ def supervise(
         log_path: Where to log.
         fds: The pipe by which the first server tells how the start went.
         foreground: Stay in the terminal's session.
+        serve: Serves, given the descriptor of the line to the supervisor, and returns an exit
+            status. Called in a copy of this process, which becomes the first server: another
+            Python would have to start, and load all this again, while somebody waits for the mount.
+            None: the first server is started like the others.
     """
+    supervisor = Supervisor(command, log_path, fds, foreground=foreground, serve=serve)
     set_process_name(NAME)
-    return Supervisor(command, log_path, fds, foreground=foreground).run()
+    return supervisor.run()
+
+
+def _spawn(command: Sequence[str], inherited: Sequence[int], *, own_group: bool) -> int:
+    """Start a server, whose line is the first of the descriptors that it inherits; return its pid."""
+    for fd in inherited:
+        os.set_inheritable(fd, True)
+    argv = [*command, "--supervisor-fd", str(inherited[0])]
+    if own_group:
+        return os.posix_spawn(sys.executable, argv, os.environ, setpgroup=0)
+    return os.posix_spawn(sys.executable, argv, os.environ)
 
 
 class _woken:
