@@ -17,8 +17,8 @@ from kaifs.base.errors import (
     MountOptionError,
     MountpointError,
     NotMountedError,
-    StoreBusyError,
     StoreNotFoundError,
+    ViewTakenError,
 )
 from kaifs.cli.main import main
 from kaifs.control.client import find_daemon
@@ -88,7 +88,7 @@ def test_a_mount_does_not_wait_for_a_daemon_that_is_mounted_elsewhere(
     monkeypatch.setattr(lifecycle, "wait_end", None)
     (tmp_path / "other").mkdir()
 
-    with pytest.raises(StoreBusyError):
+    with pytest.raises(ViewTakenError):
         lifecycle.mount(mounted.store, tmp_path / "other", [])
 
 
@@ -291,7 +291,7 @@ def test_mountpoints_that_cannot_be_used_are_refused(site: Site, tmp_path: Path,
 def test_a_second_mount_of_a_store_names_the_first(mounted: Site, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
 
-    with pytest.raises(StoreBusyError) as caught:
+    with pytest.raises(ViewTakenError) as caught:
         lifecycle.mount(mounted.store, tmp_path / "other", [])
 
     assert str(mounted.mountpoint) in str(caught.value)
