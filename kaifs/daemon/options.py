@@ -66,7 +66,7 @@ class MountOptions:
     time_retention: str = ""
     busypoll_us: int = 100
     """How long the next request is asked for before going to sleep. Costs: docs/OPERATIONS.md."""
-    latency: Literal["auto", "off"] = "off"
+    latency: Literal["auto", "off"] = "auto"
     cache_size: int | None = None
     """Bytes of decoded nodes kept in memory; None: the store's default."""
     mount_flags: tuple[str, ...] = ()

@@ -260,6 +260,8 @@ class KernelConnection:
             if ready:
                 self._misses = 0
                 return ready
+            # Where every core is busy, who is to ask next may be waiting for this one.
+            os.sched_yield()
         self._misses += 1
         return []
 

@@ -35,7 +35,7 @@ class Pace:
     once for each pause between requests; after the second in a row that lasts longer not any more,
     until a request comes sooner again."""
     keeps_awake: bool = False
-    """Keep all cores awake while requests come. For root."""
+    """Keep all cores awake while requests come in a row. For root."""
 
 
 NO_HURRY: Final = Pace()
