@@ -142,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of whole command lines."""
+def make_parser(verb: str = "") -> argparse.ArgumentParser:
+    """Return the parser of whole command lines: all, or those of *verb*, which is made sooner."""
     parser = argparse.ArgumentParser(
         prog="kaifs",
         description="The file system that agents run from.",
@@ -154,9 +154,20 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         title="verbs", metavar="VERB", dest="verb", required=True, parser_class=_VerbParser
     )
-    for verb, does in VERBS.items():
-        verbs.add_parser(verb, help=does, module=f"kaifs.cli.{_module(verb)}")
+    for name in (verb,) if verb else VERBS:
+        verbs.add_parser(name, help=VERBS[name], module=f"kaifs.cli.{_module(name)}")
     return parser
+
+
+def _named_verb(arguments: Sequence[str]) -> str:
+    """Return the verb, if nothing but options that every verb has stands before it; else nothing."""
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--store":
+            next(rest, None)
+        elif word not in ("--json", "-q", "--quiet") and not word.startswith("--store="):
+            return word if word in VERBS else ""
+    return ""
 
 
 def _warn_on_screen() -> None:
@@ -168,7 +179,7 @@ def _warn_on_screen() -> None:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     namespace = argparse.Namespace(store=None, json=False, quiet=False, trouble=EXIT_FAILURE)
-    return make_parser().parse_args(arguments, namespace)
+    return make_parser(_named_verb(arguments)).parse_args(arguments, namespace)
 
 
 def _module(verb: str) -> str:

@@ -75,3 +75,31 @@ def test_the_default_store_is_the_users_own(kaifs: Shell, tmp_path: Path) -> Non
 
     other.fine("init")
     assert (tmp_path / "other" / "superblock").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--store", "seal", "nonsense"], "invalid choice: 'nonsense'"),
+        (["nonsense", "seal"], "choose from"),
+        (["--store"], "expected one argument"),
+        (["--json", "--store=x"], "required: VERB"),
+        (["-x", "seal"], "required: AGENT"),
+    ],
+)
+def test_what_is_wrong_before_the_verb_is_told(
+    arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+
+    told = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error in told
+
+
+def test_help_before_a_verb_is_that_of_all_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["-q", "--help", "seal"])
+
+    assert "rollback" in capsys.readouterr().out
