@@ -8,13 +8,14 @@ one that was checked: O(first + changes). Payload is not read: that is `verify`.
 from __future__ import annotations
 
 import stat
+from array import array
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Final
 
-from kaifs.base.digest import SHA256_SIZE
+from kaifs.base.digest import CHECKSUM_SIZE, SHA256_SIZE
 from kaifs.base.errors import (
     BadLabelError,
     BadNameError,
@@ -24,7 +25,7 @@ from kaifs.base.errors import (
     StoreDamagedError,
 )
 from kaifs.base.label import parse_label
-from kaifs.base.types import TOP_INO, BlockId, Ino, NodeId, RootId
+from kaifs.base.types import NO_NODE, TOP_INO, BlockId, Ino, NodeId, RootId, SegmentId
 from kaifs.blocks.segments import record_size
 from kaifs.meta import keys
 from kaifs.meta.database import Table
@@ -127,7 +128,7 @@ class _Check:
         self._checked = 0
         self._heights: dict[NodeId, int] = {}
         """Of the nodes that were checked: levels below each."""
-        self._blocks: dict[BlockId, BlockRecord] = {}
+        self._blocks = _Blocks(0)
         self._block_stop = 0
         """Blocks from here on were written since the blocks were looked at."""
         self._due: set[RootId] = set()
@@ -146,8 +147,7 @@ class _Check:
             # Checks that lean on records would only stumble over the same ones.
             return self._findings
         # No step between the two: live bytes must be those of the same blocks.
-        self._check_blocks_and_digests()
-        self._check_segments()
+        self._check_blocks()
         self._check_tail()
         yield self._checked
         self._check_registry()
@@ -204,41 +204,56 @@ class _Check:
             assert value is not None, "no step since the keys were listed"
             yield key, value
 
-    def _check_blocks_and_digests(self) -> None:
-        self._block_stop = self._store.payload.next_block
+    def _check_blocks(self) -> None:
+        store = self._store
+        self._block_stop = store.payload.next_block
+        live = dict.fromkeys(store.segments.sizes, 0)
+        blocks = self._blocks = _Blocks(self._block_stop)
+        strays: dict[BlockId, BlockRecord] = {}
         for key, value in self._records(Table.BLOCKS):
-            self._blocks[BlockId(int.from_bytes(key, "big"))] = BLOCK.decode(value)
-        indexed: set[BlockId] = set()
+            block = BlockId(int.from_bytes(key, "big"))
+            record = BLOCK.decode(value)
+            if block < self._block_stop:
+                blocks.add(block, record)
+            else:
+                strays[block] = record
+            self._check_block(block, record, live)
         for key, value in self._records(Table.DIGESTS):
             for block in split_ids(value):
-                record = self._blocks.get(block)
-                if record is None:
+                if block in strays:
+                    continue
+                if blocks.size(block) is None:
                     self._find(14, f"digest {key.hex()}", f"block {block} is not in the index")
-                elif record.checksum != key:
+                    continue
+                if blocks.checksum(block) != key:
                     self._find(14, f"digest {key.hex()}", f"block {block} has another checksum")
-                indexed.add(block)
-        for block in sorted(self._blocks.keys() - indexed):
+                blocks.note_indexed(block)
+        for block in blocks.not_indexed():
             self._find(14, f"block {block}", "no digest leads to it")
-        if self._blocks and max(self._blocks) >= self._store.payload.next_block:
-            self._find(1, f"block {max(self._blocks)}", "the counter of blocks is behind it")
+        if strays:
+            self._find(1, f"block {max(strays)}", "the counter of blocks is behind it")
+        blocks.forget_checksums()
+        self._check_segments(live)
 
-    def _check_segments(self) -> None:
+    def _check_block(self, block: BlockId, record: BlockRecord, live: dict[SegmentId, int]) -> None:
+        """Check that a block is where the index has it; add what it takes to *live*."""
+        segments = self._store.segments
+        size = segments.sizes.get(record.segment)
+        stop = record.offset + record_size(record.stored_size)
+        if size is None or stop > size:
+            self._find(4, f"block {block}", f"lies outside segment {record.segment}")
+            return
+        live[record.segment] += record_size(record.stored_size)
+        try:
+            header = segments.read_header(record.segment, record.offset)
+        except (ChecksumMismatchError, StoreDamagedError) as error:
+            self._find(4, f"block {block}", error.subject)
+            return
+        if (header.block, header.checksum) != (block, record.checksum):
+            self._find(4, f"block {block}", "the segment has another block there")
+
+    def _check_segments(self, live: dict[SegmentId, int]) -> None:
         store = self._store
-        live = dict.fromkeys(store.segments.sizes, 0)
-        for block, record in self._blocks.items():
-            size = store.segments.sizes.get(record.segment)
-            stop = record.offset + record_size(record.stored_size)
-            if size is None or stop > size:
-                self._find(4, f"block {block}", f"lies outside segment {record.segment}")
-                continue
-            live[record.segment] += record_size(record.stored_size)
-            try:
-                header = store.segments.read_header(record.segment, record.offset)
-            except (ChecksumMismatchError, StoreDamagedError) as error:
-                self._find(4, f"block {block}", error.subject)
-                continue
-            if (header.block, header.checksum) != (block, record.checksum):
-                self._find(4, f"block {block}", "the segment has another block there")
         for segment, size in store.segments.sizes.items():
             try:
                 store.segments.check_header(segment)
@@ -424,7 +439,8 @@ class _Check:
         """Check the shape of the nodes that no other root has shown yet."""
         subject = f"root {root_id}"
         depths: set[int] = set()
-        seen: dict[NodeId, Leaf | Branch] = {}
+        # Of each node the first one below it: the nodes themselves are most of what a store has.
+        seen: dict[NodeId, NodeId] = {}
         stack: list[tuple[NodeId, bytes, bytes | None, int]] = [(root.top, b"", None, 0)]
         while stack:
             node_id, low, high, depth = stack.pop()
@@ -435,7 +451,8 @@ class _Check:
             if node_id in seen:
                 self._find(5, where, f"is twice in {subject}", root_id)
                 continue
-            node = seen[node_id] = self._store.nodes.peek(node_id)
+            node = self._store.nodes.peek(node_id)
+            seen[node_id] = NO_NODE if isinstance(node, Leaf) else node.children[0]
             yield from self._step()
             if node_id >= self._store.nodes.next_node:
                 self._find(1, where, "the counter of nodes is behind it")
@@ -454,9 +471,8 @@ class _Check:
         if len(depths) > 1:
             self._find(5, subject, f"leaves are {sorted(depths)} deep", root_id)
         # A node is seen before those below it.
-        for node_id, node in reversed(seen.items()):
-            below = self._heights.get(node.children[0], 0) if isinstance(node, Branch) else -1
-            self._heights[node_id] = below + 1
+        for node_id, first in reversed(seen.items()):
+            self._heights[node_id] = self._heights.get(first, 0) + 1 if first else 0
 
     def _check_keys(
         self, root_id: RootId, node: Leaf | Branch, low: bytes, high: bytes | None
@@ -472,13 +488,54 @@ class _Check:
             self._find(5, where, f"{len(node.keys)} keys, {node.weight} bytes", root_id)
 
 
+class _Blocks:
+    """What trees and digests must know of every block, by id, in arrays: 25 bytes each.
+
+    Ids are dense but for what gc has freed.
+    """
+
+    def __init__(self, stop: int) -> None:
+        """Have room for ids below *stop*."""
+        self._sizes = array("q", [-1]) * stop
+        self._checksums = bytearray(CHECKSUM_SIZE * stop)
+        self._is_indexed = bytearray(stop)
+
+    def add(self, block: BlockId, record: BlockRecord) -> None:
+        """Take in a block."""
+        self._sizes[block] = record.size
+        self._checksums[CHECKSUM_SIZE * block : CHECKSUM_SIZE * (block + 1)] = record.checksum
+
+    def size(self, block: BlockId) -> int | None:
+        """Return the bytes of a block's payload, None if the index does not have it."""
+        size = self._sizes[block] if block < len(self._sizes) else -1
+        return None if size < 0 else size
+
+    def checksum(self, block: BlockId) -> bytes:
+        """Return the checksum of a block that there is."""
+        return bytes(self._checksums[CHECKSUM_SIZE * block : CHECKSUM_SIZE * (block + 1)])
+
+    def note_indexed(self, block: BlockId) -> None:
+        """Note that a digest leads to a block that there is."""
+        self._is_indexed[block] = 1
+
+    def not_indexed(self) -> Iterator[BlockId]:
+        """Yield the blocks to which none leads, growing."""
+        for number, size in enumerate(self._sizes):
+            if size >= 0 and not self._is_indexed[number]:
+                yield BlockId(number)
+
+    def forget_checksums(self) -> None:
+        """Give the memory back that only digests needed."""
+        self._checksums.clear()
+
+
 class _TreeCheck:
     """Checks the file system in one tree."""
 
     def __init__(
         self,
         find: Callable[[int, str, str, RootId], None],
-        blocks: dict[BlockId, BlockRecord],
+        blocks: _Blocks,
         block_stop: int,
         store: Store,
         root_id: RootId,
@@ -637,11 +694,11 @@ class _TreeCheck:
             stop = max(stop, extent.stop)
             allocated += extent.length
             if extent.block:
-                record = self._blocks.get(extent.block)
-                if record is None:
+                size = self._blocks.size(extent.block)
+                if size is None:
                     if extent.block < self._block_stop:
                         self._find(4, ino, f"{where}: block {extent.block} is missing")
-                elif extent.block_offset + extent.length > record.size:
+                elif extent.block_offset + extent.length > size:
                     self._find(8, ino, f"{where} reaches past block {extent.block}")
         has_content = stat.S_ISREG(inode.mode) or stat.S_ISLNK(inode.mode)
         if stop and (not has_content or stop > inode.size):

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -64,11 +65,21 @@ def client(folder: Path, unread: list[Path], until: Callable[[], bool]) -> Laten
             return taken
         path = folder / f"new{number}"
         timed("statvfs", lambda: os.statvfs(folder))
-        timed("create", lambda path=path: os.close(os.open(path, os.O_CREAT | os.O_EXCL)))
+        timed("create", path.touch)
         timed("read", lambda: next(rest).read_bytes())
         timed("unlink", path.unlink)
         time.sleep(0.0005)
     raise AssertionError("it ends before")
+
+
+def is_past(moment_s: float) -> bool:
+    """Return whether the clock has passed *moment_s*."""
+    return time.perf_counter() > moment_s
+
+
+def is_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether *process* has ended."""
+    return process.poll() is not None
 
 
 def add(to: Latencies, more: Latencies) -> None:
@@ -94,12 +105,12 @@ def measure(store: Path, mountpoint: Path, files: int) -> tuple[Latencies, Laten
         folder = mountpoint / "agent" / "@versions" / f"{turn}.{VERSIONS - 1}.0"
         unread = [path for path in folder.rglob("*") if path.is_file()]
         stop = time.perf_counter() + QUIET_S
-        add(quiet, client(current, unread, lambda stop=stop: time.perf_counter() > stop))
+        add(quiet, client(current, unread, partial(is_past, stop)))
         begun = time.perf_counter()
         with subprocess.Popen(
             [sys.executable, "-m", "kaifs", "gc", "--store", str(store)], stdout=subprocess.DEVNULL
         ) as gc:
-            add(beside, client(current, unread[::-1], lambda: gc.poll() is not None))
+            add(beside, client(current, unread[::-1], partial(is_ended, gc)))
         lasted.append(time.perf_counter() - begun)
     return quiet, beside, lasted
 
