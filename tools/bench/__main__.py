@@ -39,7 +39,7 @@ from tools.bench.systems import (
     PASSTHROUGH,
     PYFUSE3,
     TREE,
-    TUNED,
+    UNPOLLED,
     System,
     all_systems,
     set_up,
@@ -76,10 +76,10 @@ def parts(scale: Scale, work: Work) -> dict[str, Part]:
     limit = 0.15 if scale.is_quick else 1.0
     return {
         "micro": Part(micro.calls, scale.micro_turns, 110 * limit),
-        "cold": Part(micro.cold, scale.cold_turns, 60 * limit, (TUNED,)),
-        "bulk": Part(micro.bulk, scale.bulk_turns, 150 * limit, (TUNED, TREE)),
-        "work": Part(work.changes, scale.work_turns, 300 * limit, (TUNED,), few),
-        "read": Part(work.reads, scale.work_turns, 120 * limit, (TUNED, TREE), few),
+        "cold": Part(micro.cold, scale.cold_turns, 60 * limit, (UNPOLLED,)),
+        "bulk": Part(micro.bulk, scale.bulk_turns, 150 * limit, (UNPOLLED, TREE)),
+        "work": Part(work.changes, scale.work_turns, 300 * limit, (UNPOLLED,), few),
+        "read": Part(work.reads, scale.work_turns, 120 * limit, (UNPOLLED, TREE), few),
     }
 
 
@@ -91,8 +91,8 @@ def awake_parts(scale: Scale, work: Work) -> dict[str, Part]:
     if scale.is_quick:
         return calls
     return calls | {
-        "work": Part(work.changes, 1, 100 * limit, (TUNED, TREE, PYFUSE3), ()),
-        "read": Part(work.reads, 1, 40 * limit, (TUNED, TREE), ()),
+        "work": Part(work.changes, 1, 100 * limit, (UNPOLLED, TREE, PYFUSE3), ()),
+        "read": Part(work.reads, 1, 40 * limit, (UNPOLLED, TREE), ()),
     }
 
 
@@ -173,7 +173,9 @@ def first_line(*words: str) -> str:
         done = subprocess.run(words, capture_output=True, text=True, check=False)
     except OSError:
         return "not installed"
-    return next(iter(done.stdout.strip().splitlines()), "?")
+    lines = done.stdout.strip().splitlines() or ["?"]
+    # fuse-overlayfs speaks of fusermount3 first.
+    return next((line for line in lines if line.startswith(words[0])), lines[0])
 
 
 def stop(signal_number: int, frame: object) -> None:
@@ -234,7 +236,7 @@ def measure(args: argparse.Namespace) -> results.Results:
             say(f"{name}: not available: {why}")
         run = Run(scale, systems)
         if "read" in usual or "read" in kept_awake:
-            lay_out = Part(work.lay_out, 1, 0, (TUNED, TREE), ())
+            lay_out = Part(work.lay_out, 1, 0, (UNPOLLED, TREE), ())
             run.measure({"laying out what is read": lay_out}, None)
         found = run.measure(usual, trace)
         if kept_awake:

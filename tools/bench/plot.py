@@ -7,21 +7,10 @@ powers of two, so that half and twice are as far from the line at 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-COLOURS = (
-    "#1b7837",
-    "#a6a6a6",
-    "#6f6f6f",
-    "#c2a5cf",
-    "#5aae61",
-    "#9970ab",
-    "#2166ac",
-    "#d6604d",
-    "#f4a582",
-)
 WIDTH, LABEL, RIGHT, BAR, GAP, TOP, LEGEND = 980, 280, 60, 9, 12, 34, 18
 LOW, HIGH = -3, 7
 """Powers of two at the ends of the scale; longer bars are cut, and their number tells."""
@@ -41,8 +30,15 @@ def _x(ratio: float) -> float:
     return LABEL + place * (WIDTH - LABEL - RIGHT)
 
 
-def draw(title: str, systems: Sequence[str], rows: Sequence[Row]) -> str:
-    """Return an SVG with a group of bars for each row."""
+def draw(title: str, systems: Mapping[str, str], rows: Sequence[Row]) -> str:
+    """Return an SVG with a group of bars for each row.
+
+    Args:
+        title: Stands above it.
+        systems: Their names and colours, in the order of each row's ratios.
+        rows: From top to bottom.
+    """
+    colours = list(systems.values())
     parts: list[str] = []
     y = TOP + LEGEND * (len(systems) + 1)
     first_y = y
@@ -56,7 +52,7 @@ def draw(title: str, systems: Sequence[str], rows: Sequence[Row]) -> str:
                 start, stop = sorted((_x(1), _x(ratio)))
                 parts.append(
                     f'<rect x="{start:.1f}" y="{y + index * BAR}" width="{max(stop - start, 1):.1f}"'
-                    f' height="{BAR - 1}" fill="{COLOURS[index % len(COLOURS)]}"/>'
+                    f' height="{BAR - 1}" fill="{colours[index]}"/>'
                     f'<text x="{stop + 3:.1f}" y="{y + index * BAR + 8}" class="n">{ratio:.2f}</text>'
                 )
         y += BAR * len(systems) + GAP
@@ -68,7 +64,7 @@ def draw(title: str, systems: Sequence[str], rows: Sequence[Row]) -> str:
     ]
     legend = [
         f'<rect x="{LABEL}" y="{TOP - 8 + index * LEGEND}" width="12" height="9"'
-        f' fill="{COLOURS[index % len(COLOURS)]}"/>'
+        f' fill="{colours[index]}"/>'
         f'<text x="{LABEL + 18}" y="{TOP + index * LEGEND}">{escape(name)}</text>'
         for index, name in enumerate(systems)
     ]

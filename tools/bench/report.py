@@ -6,17 +6,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tools.bench import plot
-from tools.bench.bars import Verdict, judge
+from tools.bench.bars import MESSAGES_MIN, Verdict, judge
 from tools.bench.micro import ONE_MESSAGE
 from tools.bench.product import BTRFS, COPY, WORKTREE
 from tools.bench.results import Cell, Results
-from tools.bench.systems import BASE, MAIN, TITLES
+from tools.bench.systems import BASE, MAIN, OVERLAY, PASSTHROUGH, PYFUSE3, TITLES, TREE, UNPOLLED
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS / "BENCHMARKS.md"
 PLOTS = DOCS / "benchmarks"
 NO_WAITING = ("RELEASE", "RELEASEDIR", "FORGET", "BATCH_FORGET", "INTERRUPT")
 """Messages that no program waits for."""
+
+COLOURS = {
+    "overlayfs": "#d9d9d9",
+    "btrfs": "#a6a6a6",
+    OVERLAY: "#d6b0d9",
+    PASSTHROUGH: "#9970ab",
+    MAIN: "#1b7837",
+    UNPOLLED: "#a6dba0",
+    TREE: "#2166ac",
+    PYFUSE3: "#92c5de",
+}
 
 SECTION_TITLES = {
     "micro": "Single calls",
@@ -27,7 +38,7 @@ SECTION_TITLES = {
     "product": "Snapshots, versions, start",
 }
 PRODUCT_TITLES = {
-    BTRFS: "`btrfs subvolume snapshot`, on a loop device",
+    BTRFS: f"{TITLES[BTRFS]}; its `btrfs subvolume snapshot`",
     COPY: "`cp -a` on ext4",
     WORKTREE: "`git worktree add` on ext4",
     "python -c pass": "an interpreter that does nothing",
@@ -51,13 +62,14 @@ mounted. `--only SECTION,…` and `--systems NAME,…` do a part.
 - Compare within a row. The systems take turns, so that whatever else the machine does slows all of them; figures of
   two runs, or two machines, differ by a factor of two and more.
 - A figure is the median over the turns; the results have the quartiles. A number in parentheses is the ratio to the
-  first column. Each operation counts by itself: "µs" is for one file, one call, one program.
+  first column that has a figure. Each operation counts by itself: "µs" is for one file, one call, one program.
 - All systems keep their bytes on the same ext4: layers, images and stores are folders and files beside each other.
 - Nobody's payload repeats: kaifs stores the same bytes once, so each turn has new ones.
 - Cold: everything written back, then `drop_caches`. It takes pages, names and attributes from the kernel; servers keep
   what they have in their own memory. Python and its library are made warm again before the time is taken.
 - Each server runs with its defaults. What a sleeping core costs is a large part of any FUSE file system on a virtual
-  machine, so a second table has the same with the cores kept awake for all (`/dev/cpu_dma_latency`, 0 µs).
+  machine, so a second table has the same with the cores kept awake for all (`/dev/cpu_dma_latency`, 0 µs). kaifs by
+  default keeps them awake itself while requests follow on each other, and polls; the column kaifs-unpolled does neither.
 - The server's CPU and its wake-ups are those of all its threads; messages are what the kernel sent, from its tracepoint
   `fuse_request_send`, counted in a turn of its own, which is not timed.
 - Of 1,000,000 files peers have no copy; the snapshot of btrfs that stands there is of 100,000, and would take as long.
@@ -139,28 +151,31 @@ def _missed(results: Results) -> Iterator[str]:
     if not missed:
         return
     yield "### Where the time of missed rows goes\n"
-    one = results.sections.get("micro", {}).get(ONE_MESSAGE, {}).get(MAIN)
     yield (
-        "For each operation. *Waited for* counts the messages that a program waits for; *messages alone* is what they would take "
-        "if the server had nothing to do"
-        + (f" ({amount(one.median, 'µs')} each, measured by statvfs(2))" if one else "")
-        + ": what is below that no server in user space can reach. *Server* is its CPU time, nearly all of it Python: LMDB is "
-        "written by epochs, and read for nodes that are not in memory. *Rest* is the kernel, the program itself, the disk, and "
-        "waking up.\n"
+        "For each operation. *Server* is the CPU time of the server, nearly all of it Python: LMDB is written by epochs, "
+        "and read for nodes that are not in memory. *Rest* is the kernel, the program itself, the disk, and waking up. "
+        "*Messages* are those that the program waits for; *each* is the whole time divided by them. "
+        f"A message of which next to nothing is asked, STATFS, takes {_one_message(results)}.\n"
     )
-    yield "| row | at most | took | server | rest | wake-ups | waited for | messages alone | awake | messages |"
+    yield "| row | at most | took | server | rest | wake-ups | messages | each | cores awake | which |"
     yield "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --- |"
     for verdict in missed:
         assert verdict.cell is not None
-        yield _profile(verdict, verdict.cell, one, results)
+        yield _profile(verdict, verdict.cell, results)
     yield ""
 
 
-def _profile(verdict: Verdict, cell: Cell, one: Cell | None, results: Results) -> str:
+def _one_message(results: Results) -> str:
+    cells = results.sections.get("micro", {}).get(ONE_MESSAGE, {})
+    said = [f"{amount(cells[name].median, 'µs')} on {name}" for name in TITLES if name in cells]
+    return ", ".join(said) or "a time that was not measured"
+
+
+def _profile(verdict: Verdict, cell: Cell, results: Results) -> str:
     counts = cell.messages or {}
     waited = sum(count for name, count in counts.items() if name not in NO_WAITING)
     is_counted = cell.messages is not None
-    alone = amount(waited * one.median, "µs") if one and is_counted else "-"
+    each = amount(cell.median / waited, "µs") if waited > MESSAGES_MIN else "-"
     awake = "-"
     cells = results.awake.get(verdict.section, {}).get(verdict.row, {})
     if verdict.system in cells and verdict.base in cells:
@@ -175,7 +190,7 @@ def _profile(verdict: Verdict, cell: Cell, one: Cell | None, results: Results) -
         amount(max(0.0, cell.median - cell.cpu_us), "µs") if is_time else "-",
         f"{cell.wakeups:.2f}",
         f"{waited:.2f}" if is_counted else "-",
-        alone,
+        each,
         awake,
         " ".join(f"{name} {count:.2f}" for name, count in counts.items()) or "-",
     ]
@@ -187,9 +202,9 @@ def _tables(results: Results) -> Iterator[str]:
     names = {name for _, _, cells in results.usual for name in cells}
     yield "| column | what |\n| --- | --- |"
     for name, title in (TITLES | PRODUCT_TITLES).items():
-        if name in names and not (name == BTRFS and title == TITLES[BTRFS]):
+        if name in names:
             yield f"| {name} | {title} |"
-    yield f"| {BTRFS} | {TITLES[BTRFS]} |\n"
+    yield ""
     for section, rows in results.sections.items():
         yield f"### {SECTION_TITLES[section]}\n"
         yield from _table(rows)
@@ -255,7 +270,14 @@ def plots(results: Results) -> Iterator[tuple[str, str]]:
             if BASE in cells and cells[BASE].median
         ]
         if drawn:
-            yield section, plot.draw(f"{SECTION_TITLES[section]}: ratio to ext4", systems, drawn)
+            yield (
+                section,
+                plot.draw(
+                    f"{SECTION_TITLES[section]}: ratio to ext4",
+                    {name: COLOURS.get(name, "#000") for name in systems},
+                    drawn,
+                ),
+            )
 
 
 def write(results: Results) -> Sequence[Path]:

@@ -31,7 +31,7 @@ BASE = "ext4"
 MAIN = "kaifs"
 """The column that the bars are about: the kernel transport, a mount of one writable view."""
 TREE = "kaifs-tree"
-TUNED = "kaifs-tuned"
+UNPOLLED = "kaifs-unpolled"
 PYFUSE3 = "kaifs-pyfuse3"
 OVERLAY = "fuse-overlayfs"
 PASSTHROUGH = "passthrough_hp"
@@ -283,7 +283,7 @@ def all_systems(passthrough: Path | None) -> dict[str, Setup]:
         OVERLAY: fuse_overlayfs,
         PASSTHROUGH: passthrough_hp(passthrough),
         MAIN: kaifs(MAIN, f"transport=kernel,{VIEW}"),
-        TUNED: kaifs(TUNED, f"transport=kernel,{VIEW},busypoll=100,latency=auto"),
+        UNPOLLED: kaifs(UNPOLLED, f"transport=kernel,{VIEW},busypoll=0,latency=off"),
         TREE: kaifs(TREE, "transport=kernel"),
         PYFUSE3: kaifs(PYFUSE3, f"transport=pyfuse3,{VIEW}"),
     }
@@ -296,7 +296,7 @@ TITLES = {
     OVERLAY: "fuse-overlayfs, empty lower layer",
     PASSTHROUGH: "passthrough_hp of libfuse",
     MAIN: "kaifs, kernel transport, a mount of one writable view",
-    TUNED: "the same with busypoll=100,latency=auto",
+    UNPOLLED: "the same with busypoll=0,latency=off",
     TREE: "kaifs, kernel transport, the whole tree",
     PYFUSE3: "kaifs, pyfuse3 transport, one writable view",
 }
