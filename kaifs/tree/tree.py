@@ -343,7 +343,7 @@ class Tree:
             gid = above.gid
             if is_directory:
                 mode |= stat.S_ISGID
-        default = self.btree.get(keys.xattr_key(parent, acl.DEFAULT)) if inherit else None
+        default = self._default_list(parent) if inherit else None
         mode, lists = _inherited(mode, umask, default)
         ino = self._new_inode(mode, uid, gid, now_ns, nlink=2 if is_directory else 1, rdev=rdev)
         self._put_lists(ino, lists)
@@ -365,12 +365,16 @@ class Tree:
         above = self._directory(parent)
         if above.mode & stat.S_ISGID:
             gid = above.gid
-        default = self.btree.get(keys.xattr_key(parent, acl.DEFAULT))
+        default = self._default_list(parent)
         mode, lists = _inherited(stat.S_IFREG | mode & _PERMISSIONS, umask, default)
         ino = self._new_inode(mode, uid, gid, now_ns, nlink=0)
         self._put_lists(ino, lists)
         self._make_orphan(ino, self.inode(ino))
         return ino
+
+    def _default_list(self, ino: Ino) -> bytes | None:
+        """Return the default ACL of a directory. Mostly it is remembered that there is none."""
+        return self.btree.get_decoded(keys.xattr_key(ino, acl.DEFAULT), bytes)
 
     def _put_lists(self, ino: Ino, lists: dict[bytes, bytes]) -> None:
         for name, value in lists.items():
