@@ -15,9 +15,16 @@ whatever does not fit ends that connection and nothing else.
 import logging
 import math
 import os
+import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -62,6 +69,8 @@ from kaifs.control.messages import (
     failure_of,
     is_json,
 )
+from kaifs.control.ongoing import Ongoing
+from kaifs.linux.files import memory_file, take_memory_file
 from kaifs.linux.sockets import Peer, passed_descriptor, peer_of
 from kaifs.service.context import Caller, Context
 from kaifs.service.steps import (
@@ -72,8 +81,11 @@ from kaifs.service.steps import (
     Item,
     Output,
     Progress,
+    Resumable,
+    ResumedElsewhereError,
     Sign,
     Signature,
+    Step,
     Want,
     Work,
 )
@@ -101,6 +113,7 @@ _DESCRIPTORS_MAX: Final = 8
 """Descriptors for which there is room in a message; what is passed beyond is lost."""
 
 _Params = TypeVar("_Params")
+_Begin: TypeAlias = Callable[[Context], Generator[Step, Item | None, msgspec.Struct]]
 _Items: TypeAlias = "trio.MemoryReceiveChannel[Item]"
 
 
@@ -131,15 +144,27 @@ class Services:
     mount: Callable[[Caller, MountParams], Awaitable[MountResult]]
     """Serves another mount."""
     shutdown: Callable[[Caller, ShutdownParams], Awaitable[ShutdownResult]]
-    attach: Callable[
-        [Context, AttachParams, Callable[[], Awaitable[Passed]], trio.Event],
-        Awaitable[AttachResult],
-    ]
-    """Serves a snapshot by a descriptor until the event is set or its mount is gone."""
+    attach: Callable[[Context, AttachParams, "Guest"], Awaitable[AttachResult]]
+    """Serves a snapshot by a descriptor until who asks goes away, or its mount is gone."""
     hold: Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
     """Keeps the daemon as long as what it is given lasts, or until it ends all the same."""
     restart: Callable[[Caller], Awaitable[RestartResult]]
     """Lets another process go on with the mount."""
+    leaving: trio.Event
+    """Set when it is about to: what can go on there ends here."""
+    go_on: Callable[[Ongoing], bool]
+    """Has a successor go on with a conversation; returns whether it would."""
+    over: Callable[[str], None]
+    """Has no successor go on with the conversation of that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A conversation that another process has begun."""
+
+    ongoing: Ongoing
+    attach: Callable[["Guest"], Awaitable[AttachResult]] | None = None
+    """Serves a snapshot; None: it is that of a verb that was `Resumable`."""
 
 
 class _HungUpError(Exception):
@@ -160,14 +185,68 @@ def _done_all_the_same() -> Iterator[None]:
         raise type(error)(f"{told} ({error.subject})") from error
 
 
-async def serve(listener: socket.socket, services: Services, closing: trio.Event) -> None:
+class Guest:
+    """Who attaches a snapshot, for who serves it."""
+
+    def __init__(self, stream: trio.SocketStream, ask: Callable[[], Awaitable[None]]) -> None:
+        self._stream = stream
+        self._ask = ask
+        self.gone = trio.Event()
+        """Set when they have gone away; while `watch` runs."""
+
+    def fileno(self) -> int:
+        """Return the descriptor of the conversation."""
+        return self._stream.socket.fileno()
+
+    async def ask(self) -> None:
+        """Say that the descriptor may come."""
+        await self._ask()
+
+    async def receive(self) -> Passed:
+        """Return what they pass. Nothing is lost if this is cancelled."""
+        room = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4)
+        with trio.fail_after(REQUEST_TIMEOUT_S):
+            received, ancillary, _, _ = await self._stream.socket.recvmsg(PASSED.size, room)
+        if not received:
+            raise _HungUpError
+        try:
+            fd = passed_descriptor(ancillary, FUSE_DEVICE)
+        except ValueError as error:
+            raise MessageError(str(error)) from error
+        if len(received) < PASSED.size:
+            os.close(fd)
+            raise MessageError("a descriptor without ids")
+        return Passed(fd, *PASSED.unpack(received))
+
+    async def watch(self) -> None:
+        """Wait until they go away. Nothing is to come any more but the end."""
+        with suppress(trio.BrokenResourceError):
+            while await self._stream.receive_some(_RECEIVE):
+                pass
+        self.gone.set()
+
+
+async def serve(
+    listener: socket.socket,
+    services: Services,
+    closing: trio.Event,
+    resumed: Sequence[Resumed] = (),
+) -> None:
     """Serve connections to *listener*, a listening socket.
 
     Once *closing* is set, nobody new is let in, and it returns when the verbs
-    that are running have ended.
+    that are running have ended, or go on elsewhere.
+
+    Args:
+        listener: The socket.
+        services: What is needed of the daemon.
+        closing: See above.
+        resumed: Conversations that another process has begun.
     """
     slots = trio.CapacityLimiter(CONNECTIONS_MAX)
     async with trio.open_nursery() as conversations, trio.open_nursery() as accepting:
+        for one in resumed:
+            conversations.start_soon(_resume_one, one, services)
         accepting.start_soon(_accept, listener, services, slots, conversations)
         await closing.wait()
         accepting.cancel_scope.cancel()
@@ -196,14 +275,35 @@ async def _accept(
 
 async def _serve_one(connection: trio.socket.SocketType, services: Services, slot: "_Slot") -> None:
     try:
-        async with trio.SocketStream(connection) as stream:
+        async with _talking(connection) as stream:
             await _Conversation(stream, peer_of(connection), services, slot.release).run()
-    except (trio.BrokenResourceError, trio.ClosedResourceError, _HungUpError):
-        log.debug("client_gone")
-    except (FrameError, MessageError, trio.TooSlowError) as error:
-        log.warning("bad_request", extra={"error": str(error)})
     finally:
         slot.release()
+
+
+async def _resume_one(resumed: Resumed, services: Services) -> None:
+    ongoing = resumed.ongoing
+    connection = trio.socket.from_stdlib_socket(socket.socket(fileno=ongoing.fds[0]))
+    async with _talking(connection) as stream:
+        conversation = _Conversation(stream, peer_of(connection), services, lambda: None)
+        await conversation.resume(resumed)
+
+
+@asynccontextmanager
+async def _talking(connection: trio.socket.SocketType) -> AsyncIterator[trio.SocketStream]:
+    """Lend a stream on *connection*, which ends for the client too, unless somebody goes on."""
+    async with trio.SocketStream(connection) as stream:
+        try:
+            yield stream
+        except ResumedElsewhereError:
+            return
+        except (trio.BrokenResourceError, trio.ClosedResourceError, _HungUpError):
+            log.debug("client_gone")
+        except (FrameError, MessageError, trio.TooSlowError) as error:
+            log.warning("bad_request", extra={"error": str(error)})
+        # The supervisor may have it too: that this closes it does not tell the client.
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Slot:
@@ -241,6 +341,9 @@ class _Conversation:
         self._reader = FrameReader()
         self._bodies: list[bytes] = []
         self._last_progress = -math.inf
+        self._resumable: Resumable | None = None
+        self._ongoing = ""
+        """What a successor calls it that goes on with it; empty: none would."""
         self._is_json = False
         """Whether the client speaks JSON."""
 
@@ -255,25 +358,47 @@ class _Conversation:
             "request",
             extra={"verb": request.verb, "pid": self._peer.pid, "uid": self._peer.uid},
         )
+        await self._tell_outcome(request.verb, lambda: self._answer(request))
+
+    async def resume(self, resumed: Resumed) -> None:
+        """Go on with what another process has begun."""
+        ongoing, serve = resumed.ongoing, resumed.attach
+        if serve is not None:
+            await self._tell_outcome(ATTACH, lambda: self._attach(serve))
+            return
+        name = ongoing.facts["verb"]
+        verb, state = VERBS[name], take_memory_file(ongoing.fds[1])
+        self._is_json, self._ongoing = ongoing.facts["json"], ongoing.name
+        log.info("resumed", extra={"verb": name, "pid": self._peer.pid})
+        await self._tell_outcome(
+            name, lambda: self._run(verb, lambda context: verb.resume(context, state))
+        )
+
+    async def _tell_outcome(self, verb: str, work: Callable[[], Awaitable[msgspec.Struct]]) -> None:
+        """Send what comes of *work*, which does *verb*."""
         try:
-            result = await self._answer(request)
+            result = await work()
         except KaifsError as error:
-            log.info("refused", extra={"verb": request.verb, "error": str(error)})
+            log.info("refused", extra={"verb": verb, "error": str(error)})
             await self._send(failure_of(error))
         except MessageError as error:
-            refusal = ArgumentValueError(f"{request.verb}: {error}")
+            refusal = ArgumentValueError(f"{verb}: {error}")
             await self._send(failure_of(refusal))
-        except (trio.Cancelled, trio.BrokenResourceError, _HungUpError):
+        except (trio.Cancelled, trio.BrokenResourceError, _HungUpError, ResumedElsewhereError):
             raise
         except Exception as error:
             # A bug in one verb must not take the mount from everybody.
-            log.exception("bug", extra={"verb": request.verb})
+            log.exception("bug", extra={"verb": verb})
             await self._send(failure_of(error))
         else:
             await self._send_result(result)
 
+    @property
+    def _caller(self) -> Caller:
+        return Caller(self._peer.uid, self._peer.gid, self._peer.groups)
+
     async def _answer(self, request: Request) -> msgspec.Struct:
-        caller = Caller(self._peer.uid, self._peer.gid, self._peer.groups)
+        caller = self._caller
         if request.verb == SHUTDOWN:
             shutdown = self._params(request, ShutdownParams)
             if not self._services.context(caller).owns_store():
@@ -292,7 +417,8 @@ class _Conversation:
         if request.verb == ATTACH:
             attach = self._params(request, AttachParams)
             self._only_wait()
-            return await self._attach(attach, self._services.context(caller))
+            context = self._services.context(caller)
+            return await self._attach(lambda guest: self._services.attach(context, attach, guest))
         if request.verb == HOLD:
             self._params(request, HoldParams)
             self._only_wait()
@@ -304,7 +430,7 @@ class _Conversation:
         if verb.alone:
             raise StoreBusyError(f"process {os.getpid()} serves it, {verb.name} needs it alone")
         params = self._params(request, verb.params)
-        return await self._run(verb, params, caller)
+        return await self._run(verb, lambda context: verb.run(context, params))
 
     def _params(self, request: Request, wanted: type[_Params]) -> _Params:
         return decode_params(request.params, wanted, json=self._is_json)
@@ -316,46 +442,12 @@ class _Conversation:
             while await self._stream.receive_some(_RECEIVE):
                 pass
 
-    async def _attach(self, params: AttachParams, context: Context) -> AttachResult:
+    async def _attach(self, serve: Callable[[Guest], Awaitable[AttachResult]]) -> AttachResult:
         """Serve a snapshot until its mount is gone; a client that goes away ends it."""
-        gone = trio.Event()
-        async with trio.open_nursery() as nursery:
+        return await serve(Guest(self._stream, lambda: self._send(Want())))
 
-            async def watch() -> None:
-                with suppress(trio.BrokenResourceError):
-                    # Nothing is to come any more but the end.
-                    while await self._stream.receive_some(_RECEIVE):
-                        pass
-                gone.set()
-
-            async def receive() -> Passed:
-                await self._send(Want())
-                passed = await self._receive_descriptor()
-                nursery.start_soon(watch)
-                return passed
-
-            # Captured, for a nursery would wrap what it raises.
-            done = await outcome.acapture(self._services.attach, context, params, receive, gone)
-            nursery.cancel_scope.cancel()
-        return done.unwrap()
-
-    async def _receive_descriptor(self) -> Passed:
-        room = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4)
-        with trio.fail_after(REQUEST_TIMEOUT_S):
-            received, ancillary, _, _ = await self._stream.socket.recvmsg(PASSED.size, room)
-        if not received:
-            raise _HungUpError
-        try:
-            fd = passed_descriptor(ancillary, FUSE_DEVICE)
-        except ValueError as error:
-            raise MessageError(str(error)) from error
-        if len(received) < PASSED.size:
-            os.close(fd)
-            raise MessageError("a descriptor without ids")
-        return Passed(fd, *PASSED.unpack(received))
-
-    async def _run(self, verb: Verb, params: msgspec.Struct, caller: Caller) -> msgspec.Struct:
-        """Run *verb* while items are received; end it when the client goes away."""
+    async def _run(self, verb: Verb, begin: _Begin) -> msgspec.Struct:
+        """Run *verb*, which *begin* begins, while items are received; end it when the client goes away."""
         sender, items = trio.open_memory_channel[Item](_ITEMS_AHEAD)
         lost: Exception | None = None
         async with trio.open_nursery() as nursery:
@@ -369,26 +461,24 @@ class _Conversation:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(watch)
-            done = await outcome.acapture(self._run_and_commit, verb, params, caller, items)
+            done = await outcome.acapture(self._run_and_commit, verb, begin, items)
             nursery.cancel_scope.cancel()
         # Captured, a Cancelled must not leave the nursery that was cancelled.
         if lost is not None and isinstance(done, outcome.Error):
             raise lost
         return done.unwrap()
 
-    async def _run_and_commit(
-        self, verb: Verb, params: msgspec.Struct, caller: Caller, items: _Items
-    ) -> msgspec.Struct:
+    async def _run_and_commit(self, verb: Verb, begin: _Begin, items: _Items) -> msgspec.Struct:
         lock: AbstractAsyncContextManager[None] = (
             self._services.changing if verb.changes else nullcontext()
         )
         async with lock:
             if verb.changes and not verb.frees:
                 # Refused now, it has changed nothing; with the disk full it could not be told.
-                self._services.context(caller).store.check_room()
-            if verb.flush:
+                self._services.context(self._caller).store.check_room()
+            if verb.flush and not self._ongoing:
                 await self._services.barrier()
-            result = await self._step_through(verb, params, caller, items)
+            result = await self._step_through(verb, begin, items)
             if verb.changes:
                 with trio.CancelScope(shield=True), _done_all_the_same():
                     # One write to the disk instead of four: an epoch is written to two copies of
@@ -396,12 +486,11 @@ class _Conversation:
                     await (self._services.commit if verb.frees else self._services.sync)()
         return result
 
-    async def _step_through(
-        self, verb: Verb, params: msgspec.Struct, caller: Caller, items: _Items
-    ) -> msgspec.Struct:
-        context = self._services.context(caller)
-        steps = verb.run(context, params)
-        is_asked = is_exclusive = False
+    async def _step_through(self, verb: Verb, begin: _Begin, items: _Items) -> msgspec.Struct:
+        context = self._services.context(self._caller)
+        steps = begin(context)
+        # One that was begun elsewhere has been asked there.
+        is_asked, is_exclusive = bool(self._ongoing), False
         try:
             step = next(steps)
             while True:
@@ -414,8 +503,14 @@ class _Conversation:
                                 # Tests run as long as they like, and attach snapshots.
                                 self._only_wait()
                             await self._send(step)
-                        # None: the source ended before its End.
-                        answer = await anext(aiter(items), None)
+                        if self._resumable is not None:
+                            self._let_go_on(verb, self._resumable)
+                        try:
+                            answer = await self._next_item(items)
+                        except ResumedElsewhereError as error:
+                            steps.throw(error)
+                    case Resumable():
+                        self._resumable = step
                     case Sign():
                         await self._send(step)
                         with trio.move_on_after(SIGNATURE_TIMEOUT_S):
@@ -447,6 +542,56 @@ class _Conversation:
             if is_exclusive:
                 self._services.changing.release()
 
+    # --- what a successor goes on with -----------------------------------------------------
+
+    def _let_go_on(self, verb: Verb, resumable: Resumable) -> None:
+        """Have a successor go on with *verb* if this process ends before the first item."""
+        self._resumable = None
+        if self._bodies or not self._reader.is_between_frames:
+            return
+        name = secrets.token_hex(8)
+        facts = {"kind": "verb", "verb": verb.name, "root": resumable.root, "json": self._is_json}
+        with memory_file(resumable.state) as state:
+            fds = [self._stream.socket.fileno(), state]
+            if self._services.go_on(Ongoing(name, fds, facts)):
+                self._ongoing = name
+
+    async def _next_item(self, items: _Items) -> Item | None:
+        """Return the next item; None: the source ended before its End.
+
+        Raises:
+            ResumedElsewhereError: A successor takes it.
+        """
+        if not self._ongoing:
+            return await anext(aiter(items), None)
+        item: Item | None = None
+        is_leaving = False
+        async with trio.open_nursery() as nursery:
+
+            async def leave() -> None:
+                nonlocal is_leaving
+                await self._services.leaving.wait()
+                # Once something has been read, a successor could not read it.
+                if self._ongoing:
+                    is_leaving = True
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(leave)
+            item = await anext(aiter(items), None)
+            nursery.cancel_scope.cancel()
+        if is_leaving:
+            raise ResumedElsewhereError
+        return item
+
+    async def _wait_readable(self) -> None:
+        """Wait until something has come that is to be read here, and nowhere else."""
+        await trio.lowlevel.wait_readable(self._stream.socket)
+        if self._ongoing:
+            if self._services.leaving.is_set():
+                await trio.sleep_forever()
+            self._services.over(self._ongoing)
+            self._ongoing = ""
+
     # --- the connection ------------------------------------------------------------------
 
     async def _receive_items(self, sender: "trio.MemorySendChannel[Item]") -> None:
@@ -470,6 +615,7 @@ class _Conversation:
 
     async def _receive(self) -> bytes:
         while not self._bodies:
+            await self._wait_readable()
             received = await self._stream.receive_some(_RECEIVE)
             if not received:
                 raise _HungUpError

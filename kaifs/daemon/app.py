@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -42,6 +42,7 @@ from kaifs.control.info import (
     write_info,
 )
 from kaifs.control.messages import (
+    ATTACH,
     Failure,
     MountParams,
     MountResult,
@@ -63,10 +64,10 @@ from kaifs.daemon.options import STORE_WIDE, MountOptions, parse_options
 from kaifs.daemon.scrubbing import Scrubbing
 from kaifs.daemon.served_mount import ServedMount
 from kaifs.daemon.succession import Facts, Succession
-from kaifs.fuse.handlers import Handlers
+from kaifs.fuse.handlers import Handlers, Told
 from kaifs.fuse.transports import Connected, Pace, make_transport, resume_transport
 from kaifs.fuse.transports import Name as TransportName
-from kaifs.linux.files import write_all
+from kaifs.linux.files import take_memory_file, write_all
 from kaifs.linux.namespaces import mount_namespace
 from kaifs.linux.processes import identify, leave_terminal, set_process_name
 from kaifs.linux.sockets import listen_at
@@ -147,6 +148,8 @@ class _Daemon:
         """Set when the first mount answers."""
         self._mounts: list[ServedMount] = []
         """Those that are served now."""
+        self._resumed_conversations: list[server.Resumed] = []
+        """With which a server that is no more had begun."""
         self._care: Care | None = None
         self._failure: KaifsError | None = None
         self._holders = 0
@@ -154,8 +157,8 @@ class _Daemon:
         self._closing = trio.Event()
         """Set when nobody is to be let in at the control socket any more."""
         self._succession = Succession(settings.line, settings.kept)
-        self._is_leaving = False
-        """Whether the mount is to go on in another process."""
+        self._leaving = trio.Event()
+        """Set when the mounts are to go on in another process."""
 
     async def run(self) -> bool:
         """Serve from the store's lock to its release; return whether the mount goes on."""
@@ -180,7 +183,7 @@ class _Daemon:
             is_done = False
             try:
                 await self._serve_store()
-                is_done = not self._is_leaving
+                is_done = not self._leaving.is_set()
             finally:
                 # A successor is found by what a server that failed has published.
                 if is_done or not self._succession.is_kept:
@@ -188,10 +191,10 @@ class _Daemon:
                 self._store.close(commit=False)
         finally:
             self._helper.close()
-        self._succession.end(again=self._is_leaving)
+        self._succession.end(self._told() if self._leaving.is_set() else None)
         if self._failure is not None:
             raise self._failure
-        return self._is_leaving
+        return self._leaving.is_set()
 
     async def _serve_store(self) -> None:
         settings, options = self._settings, self._settings.options
@@ -208,6 +211,8 @@ class _Daemon:
             self._drop_if_superseded,
             self._lend,
             self._mount_of,
+            self._succession,
+            leaving=self._leaving,
         )
         means = Means(self._own_context, self._flush, self._commit_change, self._changing)
         self._care = Care(self._store, means)
@@ -221,8 +226,13 @@ class _Daemon:
             name = options.transport if settings.mountpoint is not None else "none"
             self._mounts.append(self._new_mount(settings.mountpoint, options, name))
         else:
-            for connection in kept.connections.values():
-                self._mounts.append(self._resumed(connection))
+            told: dict[str, Told] = {}
+            if kept.known >= 0:
+                known = take_memory_file(kept.known)
+                told = msgspec.msgpack.decode(known, type=dict[str, Told])
+            for key, connection in kept.connections.items():
+                self._mounts.append(self._resumed(connection, told.get(key)))
+            self._resumed_conversations = [*self._resume_conversations(kept, told)]
         for mount in self._mounts:
             mount.taken = self._roots_of(mount)
         self._lend()
@@ -234,7 +244,8 @@ class _Daemon:
         else:
             self._listener = socket.socket(fileno=kept.listener)
             # Not earlier: what it changes, the kernel is told.
-            self._forest.recover(is_served=True)
+            going_on = {RootId(one.facts["root"]) for one in kept.ongoing.values()}
+            self._forest.recover(is_served=True, going_on=going_on)
             for mount in self._mounts:
                 if mount.unsettled.was_left:
                     mount.invalidator.catch_up()
@@ -249,6 +260,9 @@ class _Daemon:
             attach=self._attachments.serve,
             hold=self._hold,
             restart=self._restart_for,
+            leaving=self._leaving,
+            go_on=self._succession.go_on,
+            over=self._succession.over,
         )
         async with trio.open_nursery() as background:
             background.start_soon(self._watch_signals)
@@ -268,13 +282,14 @@ class _Daemon:
                 foreground.start_soon(self._serve_clients, services)
                 for mount in self._mounts:
                     foreground.start_soon(self._serve_mount, mount)
-            if not self._is_leaving:
+            if not self._leaving.is_set():
                 await self._finish()
             background.cancel_scope.cancel()
 
     async def _serve_clients(self, services: server.Services) -> None:
-        await server.serve(self._listener, services, self._closing)
-        if self._is_leaving:
+        resumed = self._resumed_conversations
+        await server.serve(self._listener, services, self._closing, resumed)
+        if self._leaving.is_set():
             for mount in self._mounts:
                 # While requests are still answered: what it tells the kernel may need one.
                 await trio.to_thread.run_sync(mount.invalidator.stop)
@@ -290,12 +305,18 @@ class _Daemon:
         made = make_transport(transport, handlers, _pace(options))
         return ServedMount(mountpoint, options, handlers, made, self._helper, Unsettled())
 
-    def _resumed(self, kept: KeptConnection) -> ServedMount:
-        """Return the mount that a server which is no more has served by a connection."""
+    def _resumed(self, kept: KeptConnection, told: Told | None) -> ServedMount:
+        """Return the mount that a server which is no more has served by a connection.
+
+        *told* is what it has said of it at its end.
+        """
         facts = msgspec.convert(kept.facts, Facts)
         mountpoint, options = Path(facts.mountpoint), parse_options([facts.options])
         handlers = self._new_handlers(options)
-        handlers.namespace.inherit()
+        if told is not None:
+            handlers.adopt(told)
+        else:
+            handlers.namespace.inherit()
         transport = resume_transport(
             handlers,
             _pace(options),
@@ -308,6 +329,24 @@ class _Daemon:
         mount = ServedMount(mountpoint, options, handlers, transport, self._helper, unsettled)
         mount.take_over(facts.minor)
         return mount
+
+    def _resume_conversations(self, kept: Kept, told: dict[str, Told]) -> Iterator[server.Resumed]:
+        """Yield the conversations that go on here, from a server that is no more."""
+        for one in kept.ongoing.values():
+            if one.facts["kind"] != ATTACH:
+                yield server.Resumed(one)
+                continue
+            serve = self._attachments.take_over(self._forest, one, told.get(one.name))
+            if serve is None:
+                # Who has the other end is told by its end.
+                os.close(one.fds[0])
+            else:
+                yield server.Resumed(one, serve)
+
+    def _told(self) -> bytes:
+        """Return what is known of all connections, for a successor."""
+        told = {mount.name: mount.handlers.told() for mount in self._mounts}
+        return encode({**told, **self._attachments.told})
 
     def _new_handlers(self, options: MountOptions) -> Handlers:
         """Return what requests of a mount with *options* do."""
@@ -355,13 +394,13 @@ class _Daemon:
         try:
             await mount.serve()
         finally:
-            if not self._is_leaving:
+            if not self._leaving.is_set():
                 self._mounts.remove(mount)
                 self._lend()
-            if self._is_leaving or not self._mounts:
+            if self._leaving.is_set() or not self._mounts:
                 self._closing.set()
                 self._unmounted.set()
-        if not self._is_leaving:
+        if not self._leaving.is_set():
             await self._end_mount(mount)
             if self._mounts:
                 self._publish()
@@ -635,7 +674,8 @@ class _Daemon:
         await self._flush()
         if self._settings.kept is not None:
             for mount in list(self._mounts):
-                await mount.find_old_writers()
+                if not mount.namespace.known.is_exact:
+                    await mount.find_old_writers()
 
     async def _wait_invalidated(self) -> None:
         for mount in list(self._mounts):
@@ -763,25 +803,19 @@ class _Daemon:
         for mount in self._mounts:
             if not self._succession.keeps(mount.name):
                 raise RestartError(f"{mount.mountpoint or where}: {self._survives_reason(mount)}")
-        if self._is_leaving:
+        if self._leaving.is_set():
             raise RestartError(f"{where}: it is under way")
-        self._check_no_sandbox(where)
         await self._ready.wait()
         reason = await self._succession.prepare()
         if reason:
             raise RestartError(f"{where}: the new server: {reason}")
         async with self._changing:
-            self._check_no_sandbox(where)
             await self._wait_invalidated()
             await self._epochs.commit()
             # Verbs that are running end first, and so does this one; nobody new is let in.
-            self._is_leaving = True
+            self._leaving.set()
             self._closing.set()
         return RestartResult(pid=os.getpid())
-
-    def _check_no_sandbox(self, where: Path) -> None:
-        if not self._attachments.is_empty:
-            raise RestartError(f"{where}: a sandbox runs in a snapshot, and would be killed")
 
     async def _shutdown(self, mounts: list[ServedMount], *, lazy: bool) -> ShutdownResult:
         """Flush, commit, unmount, commit what came with that. The last mount ends the daemon.

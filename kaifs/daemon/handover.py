@@ -8,16 +8,20 @@ descriptors beside it. What a server has sent is read also if it dies right afte
     supervisor                server
     serve  ----------------->          how many connections it is to take over
     take   ----------------->          each of them
+    ongoing  --------------->          each conversation that goes on
            <-----------------  loaded  its code is there; it waits for `serve`
            <-----------------  keep    it serves: what any successor needs
            <-----------------  hold    a mount answers: its connection
            <-----------------  alone   the mount answers, and cannot be taken over
            <-----------------  served  it has taken over, and answers
+           <-----------------  go_on   a conversation that a successor is to go on with
+           <-----------------  over    it is not any more
            <-----------------  replace a successor is wanted
     loaded or failed  ------>          it waits for `serve`; or why there is none
            <-----------------  drop    a mount is to go: let its connection go
     dropped  --------------->
-           <-----------------  ending  it ends on purpose; for good, or for its successor
+           <-----------------  ending  it ends on purpose; for good, or for its successor,
+                                       with what the kernel knows
 """
 
 import json
@@ -30,7 +34,9 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any, Final
 
-PROTOCOL: Final = 2
+from kaifs.control.ongoing import Ongoing
+
+PROTOCOL: Final = 3
 """A supervisor stays while servers of newer kaifs come and go. Raised when it must not."""
 EXIT_AGAIN: Final = 75
 """Exit status of a server that ends for its successor. Source: EX_TEMPFAIL of sysexits.h."""
@@ -139,17 +145,31 @@ class Kept:
     """Descriptor of the control socket, on which clients wait."""
     connections: dict[str, KeptConnection] = field(default_factory=dict)
     """By a name of the server's choice."""
+    ongoing: dict[str, Ongoing] = field(default_factory=dict)
+    """Conversations that outlive it, by name."""
+    known: int = -1
+    """Descriptor of a file that says what the kernel knows, for the next server alone. -1: one
+    that was killed has said nothing."""
 
     @property
     def fds(self) -> list[int]:
         """The descriptors that belong to no connection, in the order in which they are sent."""
-        return [self.lock, self.listener]
+        more = [self.known] if self.known >= 0 else []
+        return [self.lock, self.listener, *more]
 
     def send(self, line: "Line") -> None:
         """Let a successor have it all."""
-        line.send("serve", self.fds, protocol=PROTOCOL, connections=len(self.connections))
+        line.send(
+            "serve",
+            self.fds,
+            protocol=PROTOCOL,
+            connections=len(self.connections),
+            ongoing=len(self.ongoing),
+        )
         for name, connection in self.connections.items():
             line.send("take", connection.fds, name=name, facts=dict(connection.facts))
+        for one in self.ongoing.values():
+            line.send("ongoing", one.fds, name=one.name, facts=dict(one.facts))
 
     @classmethod
     def receive(cls, line: "Line") -> "Kept | None":
@@ -163,13 +183,17 @@ class Kept:
             raise EOFError
         if not message.fds:
             return None
-        lock, listener = message.fds
-        kept = cls(lock, listener)
-        for _ in range(message.fields["connections"]):
+        lock, listener, *known = message.fds
+        kept = cls(lock, listener, known=known[0] if known else -1)
+        for _ in range(message.fields["connections"] + message.fields["ongoing"]):
             message = line.receive()
             if message is None:
                 raise EOFError
-            kept.connections[message.fields["name"]] = KeptConnection.of(message)
+            name = message.fields["name"]
+            if message.op == "take":
+                kept.connections[name] = KeptConnection.of(message)
+            else:
+                kept.ongoing[name] = Ongoing(name, message.fds, message.fields["facts"])
         return kept
 
 

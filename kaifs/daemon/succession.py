@@ -8,8 +8,10 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from kaifs.control.ongoing import Ongoing
 from kaifs.daemon.handover import PROTOCOL, Kept, Line, Message
 from kaifs.fuse.transports import Terms
+from kaifs.linux.files import memory_file
 from kaifs.linux.processes import ProcessId, identify
 
 log = logging.getLogger(__name__)
@@ -71,9 +73,30 @@ class Succession:
         """Tell the supervisor that requests are answered."""
         self._tell("served")
 
-    def end(self, *, again: bool) -> None:
-        """Tell the supervisor that this process ends on purpose, *again*: for a successor."""
-        self._tell("ending", again=again)
+    def go_on(self, ongoing: Ongoing) -> bool:
+        """Have a successor go on with a conversation; return whether one would.
+
+        What is kept of one of that name so far is let go. Its descriptors stay the caller's.
+        """
+        return self.is_kept and self._tell(
+            "go_on", *ongoing.fds, name=ongoing.name, facts=dict(ongoing.facts)
+        )
+
+    def over(self, name: str) -> None:
+        """Have no successor go on with the conversation *name*."""
+        self._tell("over", name=name)
+
+    def end(self, known: bytes | None = None) -> None:
+        """Tell the supervisor that this process ends on purpose.
+
+        Args:
+            known: For a successor: what the kernel knows. None: for good.
+        """
+        if known is None:
+            self._tell("ending", again=False)
+            return
+        with memory_file(known) as fd:
+            self._tell("ending", fd, again=True)
 
     async def listen(self) -> None:
         """Hear what the supervisor says; return when it is gone."""

@@ -17,9 +17,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from kaifs.control.ongoing import Ongoing
 from kaifs.daemon.handover import PROTOCOL, Kept, KeptConnection, Line, Message
 from kaifs.daemon.log import log_to_file
 from kaifs.linux.processes import NOTIFYING, leave_terminal, set_process_name
@@ -158,6 +160,7 @@ class Supervisor:
                 self._server.line.send("serve", protocol=PROTOCOL)
             else:
                 kept.send(self._server.line)
+        self._know(-1)
 
     def run(self) -> int:
         """Return an exit status when the last server has ended."""
@@ -220,8 +223,14 @@ class Supervisor:
                 self._drop(message.fields["name"])
                 with suppress(OSError):
                     child.line.send("dropped")
+            case "go_on":
+                self._take_in(message)
+            case "over":
+                self._let_go(message.fields["name"])
             case "ending":
                 child.ending = bool(message.fields.get("again"))
+                if message.fds:
+                    self._know(message.fds[0])
             case _:
                 log.warning("not_understood", extra={"op": message.op})
 
@@ -254,9 +263,34 @@ class Supervisor:
             for fd in connection.fds:
                 os.close(fd)
         if not self._kept.connections:
+            for one in list(self._kept.ongoing):
+                self._let_go(one)
             for fd in self._kept.fds:
                 os.close(fd)
             self._kept = None
+
+    def _know(self, fd: int) -> None:
+        """Keep what a server has said that the kernel knows; -1: nothing is known any more."""
+        if self._kept is not None:
+            if self._kept.known >= 0:
+                os.close(self._kept.known)
+            self._kept = replace(self._kept, known=fd)
+
+    def _take_in(self, message: Message) -> None:
+        name = message.fields["name"]
+        self._let_go(name)
+        if self._kept is None:
+            for fd in message.fds:
+                os.close(fd)
+        else:
+            self._kept.ongoing[name] = Ongoing(name, message.fds, message.fields["facts"])
+
+    def _let_go(self, name: str) -> None:
+        """Let a conversation go."""
+        ongoing = self._kept.ongoing.pop(name, None) if self._kept is not None else None
+        if ongoing is not None:
+            for fd in ongoing.fds:
+                os.close(fd)
 
     def _forward(self) -> None:
         """Pass on signals that came. A server that does not answer yet could not take them."""

@@ -10,13 +10,23 @@ sees another half done.
 
 from collections.abc import Awaitable, Callable, Iterator
 
+import msgspec
+
 from kaifs.base.types import KernelNode, RootId, split_kernel_node
 from kaifs.tree.tree import AttributeChange
 from kaifs.views.attributes import Attributes, Caller, FileSystemSpace, Listed
-from kaifs.views.namespace import Namespace
+from kaifs.views.namespace import Namespace, Remembered
 
 _WRITES = 1 << 63
 """Marks the handle of an open that may write. Node ids end below it."""
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """What there is to know of a connection, as another process is told of it."""
+
+    remembered: Remembered
+    writers: dict[int, int]
+    """How many opens for writing each node has."""
 
 
 class Handlers:
@@ -48,6 +58,17 @@ class Handlers:
         self._sync = sync
         self._barrier = barrier
         self._writers: dict[KernelNode, int] = {}
+
+    def told(self) -> Told:
+        """Return what is known of the connection, for another process that goes on with it."""
+        return Told(
+            self.namespace.told(), {int(node): opens for node, opens in self._writers.items()}
+        )
+
+    def adopt(self, told: Told) -> None:
+        """Go on with what another process has told at its end."""
+        self.namespace.adopt(told.remembered)
+        self._writers = {KernelNode(node): opens for node, opens in told.writers.items()}
 
     # --- names ------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from kaifs.fuse.kernel_requests import (
     Features,
     Later,
     Refusal,
+    Reply,
     Request,
     Requests,
 )
@@ -135,19 +136,35 @@ class KernelConnection:
         """The descriptor."""
         return self._fd
 
+    def tell_agreement(self, tell: Callable[[Agreement], None]) -> None:
+        """Have *tell* called when everything is agreed on, before the kernel goes on."""
+        answer = self._requests.table[Opcode.INIT]
+
+        def init(request: Request) -> Reply:
+            reply = answer(request)
+            assert self.agreement is not None, "INIT has been answered"
+            tell(self.agreement)
+            return reply
+
+        self._requests.table[Opcode.INIT] = init
+
     def resume(
-        self, agreement: Agreement, answer: Answer | None, on_answered: Callable[[], None]
+        self,
+        agreement: Agreement | None,
+        answer: Answer | None,
+        on_answered: Callable[[], None] | None = None,
     ) -> None:
         """Go on where a server that is no more has stopped, once `serve` runs.
 
         Args:
-            agreement: What that server agreed on.
+            agreement: What that server agreed on; None: it had come to no agreement.
             answer: What it was going to answer to the last request that changed something, on
                 whatever connection.
             on_answered: Called when a request has been answered.
         """
         self._on_answered = on_answered
-        self._requests.adopt(agreement)
+        if agreement is not None:
+            self._requests.adopt(agreement)
         self._is_resumed = True
         if answer is not None and answer.connection == self.identity:
             self._last_answer = answer.unique & ~p.RESENT, answer.reply

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +83,25 @@ def read_file(path: Path, limit: int) -> bytes:
         return b"".join(pieces)
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def memory_file(content: bytes) -> Iterator[int]:
+    """Lend a descriptor of a file without a name that has *content*, to be passed on."""
+    fd = os.memfd_create("kaifs", os.MFD_CLOEXEC)
+    try:
+        write_all(fd, content)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def take_memory_file(fd: int) -> bytes:
+    """Return what the file of *fd*, a passed descriptor of `memory_file`, has; close it."""
+    with open(fd, "rb") as file:
+        # Whoever has written it shares the position.
+        file.seek(0)
+        return file.read()
 
 
 class LockHeld(Exception):

@@ -14,6 +14,8 @@ from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
+from kaifs.base.types import RootId
+
 CHUNK_SIZE: Final = 1 << 20
 """Most bytes in one `Data` item."""
 
@@ -89,6 +91,24 @@ class Want(msgspec.Struct, frozen=True, array_like=True, tag="want"):
     """The verb needs the next item of the source."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resumable:
+    """From here until the first item of its source comes, the verb can go on in another process.
+
+    Before its first `Want`. If it does, this one raises `ResumedElsewhereError` in the verb,
+    which then undoes nothing; `resume` of its module goes on there.
+    """
+
+    root: RootId
+    """The root that must stay as it is meanwhile."""
+    state: bytes
+    """What `resume` needs."""
+
+
+class ResumedElsewhereError(Exception):
+    """Another process goes on with this; nothing is to be undone."""
+
+
 class Sign(msgspec.Struct, frozen=True, array_like=True, tag="sign"):
     """The verb needs a signature of the user's, and is sent a `Signature`; None if none came."""
 
@@ -124,7 +144,7 @@ class Work:
     run: Callable[[], None]
 
 
-Step: TypeAlias = Progress | Output | Want | Sign | Flush | Commit | Exclusive | Work
+Step: TypeAlias = Progress | Output | Want | Resumable | Sign | Flush | Commit | Exclusive | Work
 Source: TypeAlias = Iterator[Item]
 OnProgress: TypeAlias = Callable[[Progress], None]
 OnOutput: TypeAlias = Callable[[bytes], None]

@@ -18,7 +18,19 @@ from kaifs.service.context import Context
 from kaifs.service.isolation import IsolatedSnapshot, describe_snapshot
 from kaifs.service.lifecycle import begin_test, fail_test, find_by_root, finish_test
 from kaifs.service.reference import resolve_snapshot
-from kaifs.service.steps import CHUNK_SIZE, Commit, Data, End, Flush, Item, Output, Step, Want
+from kaifs.service.steps import (
+    CHUNK_SIZE,
+    Commit,
+    Data,
+    End,
+    Flush,
+    Item,
+    Output,
+    Resumable,
+    ResumedElsewhereError,
+    Step,
+    Want,
+)
 from kaifs.service.suite import TestSuite
 from kaifs.service.suite_detect import detect_suite
 from kaifs.service.suite_runner import SuiteRun, TestResult
@@ -41,6 +53,14 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What the asker is to run: the verb's only output."""
 
     snapshot: IsolatedSnapshot
+    suite: TestSuite
+    source: str
+
+
+class _Begun(msgspec.Struct, frozen=True, array_like=True):
+    """What runs: enough to take its report."""
+
+    root: int
     suite: TestSuite
     source: str
 
@@ -76,14 +96,37 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         suite, source = detected.suite, detected.source
     described = describe_snapshot(context, agent, snapshot)
     root_id = begin_test(context, snapshot).root
+    begun = _Begun(root=root_id, suite=suite, source=source)
     try:
         yield Commit()
         order = Order(snapshot=described, suite=suite, source=source)
         yield Output(msgspec.json.encode(order))
+        yield Resumable(root_id, msgspec.msgpack.encode(begun))
+    except BaseException:
+        fail_test(context, root_id)
+        raise
+    return (yield from _await_result(context, begun))
+
+
+def resume(context: Context, state: bytes) -> Generator[Step, Item | None, Result]:
+    """Go on with what another process has begun: its asker runs the tests.
+
+    Raises:
+        KaifsError: as `run`.
+    """
+    begun = msgspec.msgpack.decode(state, type=_Begun)
+    return (yield from _await_result(context, begun))
+
+
+def _await_result(context: Context, begun: _Begun) -> Generator[Step, Item | None, Result]:
+    root_id = RootId(begun.root)
+    try:
         ran = yield from _receive_report()
         # Nothing of the tests runs any more; what they wrote may still be on its way.
         yield Flush()
-        result = _finish(context, root_id, suite, source, ran)
+        result = _finish(context, root_id, begun.suite, begun.source, ran)
+    except ResumedElsewhereError:
+        raise
     except BaseException:
         fail_test(context, root_id)
         raise

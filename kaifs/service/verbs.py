@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kaifs.service.context import Context
 
 Run: TypeAlias = "Callable[[Context, Any], Generator[Step, Item | None, msgspec.Struct]]"
+Resume: TypeAlias = "Callable[[Context, bytes], Generator[Step, Item | None, msgspec.Struct]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,12 @@ class Verb:
     def run(self) -> Run:
         """Makes the generator that does it."""
         found: Run = self._load().run
+        return found
+
+    @property
+    def resume(self) -> Resume:
+        """Makes the generator that goes on where one has yielded `Resumable`, with its state."""
+        found: Resume = self._load().resume
         return found
 
     def _load(self) -> Any:

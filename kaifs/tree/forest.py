@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import RootId
@@ -59,7 +60,7 @@ class Forest:
         self.manifests.forget(root_id)
         self.store.drop_root(root_id)
 
-    def recover(self, *, is_served: bool = False) -> None:
+    def recover(self, *, is_served: bool = False, going_on: Collection[RootId] = ()) -> None:
         """After opening a store: drop what was being built, reap what nobody holds any more.
 
         A snapshot that was being tested gets test_error; one that was committed goes.
@@ -69,8 +70,11 @@ class Forest:
         Args:
             is_served: The mount of another process goes on here. Orphans and superseded roots
                 may be open, and stay until somebody opens the store for whom they are not.
+            going_on: Roots in which tests run whose report comes here.
         """
         for root_id in self.store.unfinished_roots():
+            if root_id in going_on:
+                continue
             try:
                 self._recover(root_id, is_served=is_served)
             except StoreDamagedError as error:

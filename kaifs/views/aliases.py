@@ -11,11 +11,23 @@ node that it had. Source: fuse_get_cache_mask() in fs/fuse/inode.c of Linux.
 import secrets
 from typing import Final, NamedTuple
 
+import msgspec
+
 from kaifs.base.types import INO_BITS, KernelNode, RootId
 from kaifs.meta.records import InodeRecord
 from kaifs.views.numbers import Kind, virtual_node
 
 _NUMBERS: Final = 1 << 32
+
+
+class ToldAliases(msgspec.Struct, frozen=True, array_like=True):
+    """`Aliases` as another process is told of them."""
+
+    next_number: int
+    aliases: dict[int, tuple[int, tuple[int, int, int], bool]]
+    """Fields of `_Alias`, by node."""
+    nodes: dict[int, int]
+    outdated: list[int]
 
 
 class _Alias(NamedTuple):
@@ -35,6 +47,28 @@ class Aliases:
         self._aliases: dict[KernelNode, _Alias] = {}
         self._nodes: dict[KernelNode, KernelNode] = {}
         self._outdated: set[KernelNode] = set()
+
+    def told(self) -> ToldAliases:
+        """Return everything, to be passed on."""
+        return ToldAliases(
+            self._next,
+            {
+                int(node): (int(alias.node), alias.stamp, alias.is_final)
+                for node, alias in self._aliases.items()
+            },
+            {int(alias): int(node) for alias, node in self._nodes.items()},
+            list(self._outdated),
+        )
+
+    def adopt(self, told: ToldAliases) -> None:
+        """Go on with what another process has told at its end."""
+        self._next = told.next_number
+        self._aliases = {
+            KernelNode(node): _Alias(KernelNode(alias), stamp, is_final)
+            for node, (alias, stamp, is_final) in told.aliases.items()
+        }
+        self._nodes = {KernelNode(alias): KernelNode(node) for alias, node in told.nodes.items()}
+        self._outdated = set(map(KernelNode, told.outdated))
 
     def begin(self, known: list[KernelNode]) -> None:
         """Take it that something else changes a view of which the kernel knows the nodes *known*."""

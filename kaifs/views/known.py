@@ -4,12 +4,15 @@ Each reply that names a node adds one to its count; FORGET takes away. A node
 that the kernel does not know cannot be open, so an unlinked inode may be
 reaped then, and a superseded root may go when its last node is forgotten.
 
-The counts die with the server. Whoever takes a connection over must take it that
-the kernel knows whatever there was at that moment, for as long as it lasts.
+The counts die with the server, unless that ends on purpose and passes them on. Whoever takes a
+connection over without them must take it that the kernel knows whatever there was at that
+moment, for as long as it lasts.
 """
 
 from array import array
 from typing import Final
+
+import msgspec
 
 from kaifs.base.types import INO_BITS, MAX_INO, Ino, KernelNode, RootId
 
@@ -21,6 +24,15 @@ _USED: Final = _PAGE_NODES
 """Place in a page of the number of its nodes that are known."""
 _ROOT_BITS: Final = INO_BITS - _PAGE_BITS
 _EMPTY: Final = bytes(8 * (_PAGE_NODES + 1))
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """`KnownNodes` as another process is told of it."""
+
+    pages: dict[int, bytes]
+    pages_of_root: dict[int, int]
+    next_root: int
+    next_inos: dict[int, int]
 
 
 class KnownNodes:
@@ -45,6 +57,27 @@ class KnownNodes:
         """
         self._next_root = next_root
         self._next_inos = next_inos
+
+    def told(self) -> Known:
+        """Return everything, to be passed on."""
+        return Known(
+            {number: page.tobytes() for number, page in self._pages.items()},
+            {int(root): count for root, count in self._pages_of_root.items()},
+            self._next_root,
+            {int(root): int(ino) for root, ino in self._next_inos.items()},
+        )
+
+    def adopt(self, known: Known) -> None:
+        """Go on with what another process has counted to its end."""
+        self._pages = {number: array("Q", page) for number, page in known.pages.items()}
+        self._pages_of_root = {RootId(root): count for root, count in known.pages_of_root.items()}
+        self._next_root = RootId(known.next_root)
+        self._next_inos = {RootId(root): Ino(ino) for root, ino in known.next_inos.items()}
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every node that the kernel knows has been counted."""
+        return not self._next_root
 
     def disown(self) -> None:
         """Count only what was counted here: the connection is gone."""

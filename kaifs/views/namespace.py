@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Final, Protocol
 
+import msgspec
 from msgspec import structs
 
 from kaifs.base.errors import (
@@ -54,7 +55,7 @@ from kaifs.meta.records import InodeRecord, RootKind
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.tree.tree import INODE_CHARGE, LINK_CHARGE, AttributeChange, RenameFlags, Tree
-from kaifs.views.aliases import Aliases
+from kaifs.views.aliases import Aliases, ToldAliases
 from kaifs.views.attributes import (
     BLOCK_SIZE,
     FOREVER_S,
@@ -64,7 +65,7 @@ from kaifs.views.attributes import (
     Listed,
 )
 from kaifs.views.folders import Folders
-from kaifs.views.known import KnownNodes
+from kaifs.views.known import Known, KnownNodes
 from kaifs.views.marks import MARK_PREFIX, view_mark
 from kaifs.views.numbers import ROOT_NODE, VIRTUAL_ROOT, Kind, split_virtual, virtual_node
 
@@ -149,6 +150,17 @@ class Squash:
     owner_uid: int
     """To whom what is made belongs."""
     owner_gid: int
+
+
+class Remembered(msgspec.Struct, frozen=True, array_like=True):
+    """What the kernel knows through one connection, as another process is told of it."""
+
+    known: Known
+    orphans: list[int]
+    nameless: list[int]
+    aliases: ToldAliases
+    lent: list[int]
+    foreign: list[int]
 
 
 @dataclass(slots=True)
@@ -1124,6 +1136,26 @@ class Namespace:
         self.known.disown()
         for node in self.known.nodes():
             self.forget(node, 1 << 63)
+
+    def told(self) -> Remembered:
+        """Return what the kernel knows, for another process that goes on with the connection."""
+        return Remembered(
+            self.known.told(),
+            list(self._orphans),
+            list(self._nameless),
+            self._aliases.told(),
+            list(self.lent),
+            list(self._foreign),
+        )
+
+    def adopt(self, remembered: Remembered) -> None:
+        """Go on with what another process has told of the connection at its end."""
+        self.known.adopt(remembered.known)
+        self._orphans = set(map(KernelNode, remembered.orphans))
+        self._nameless = set(map(KernelNode, remembered.nameless))
+        self._aliases.adopt(remembered.aliases)
+        self.lent = set(map(RootId, remembered.lent))
+        self._foreign = set(map(RootId, remembered.foreign))
 
     def inherit(self) -> None:
         """Take it that the kernel knows everything there is: another process has served it."""

@@ -23,7 +23,7 @@ from kaifs.control.messages import (
     ShutdownParams,
     ShutdownResult,
 )
-from kaifs.control.server import Passed, Services, serve
+from kaifs.control.server import Guest, Services, serve
 from kaifs.linux.sockets import listen_at
 from kaifs.service.context import Caller, Context
 from kaifs.service.steps import (
@@ -101,14 +101,14 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
     async def attach(
         context: Context,
         params: AttachParams,
-        receive: Callable[[], Awaitable[Passed]],
-        gone: trio.Event,
+        guest: Guest,
     ) -> AttachResult:
-        passed = await receive()
+        await guest.ask()
+        passed = await guest.receive()
         device = os.fstat(passed.fd).st_rdev
         numbers = f"{os.major(device)}:{os.minor(device)}"
         found.done.append(f"attach {params.reference} {numbers} as {passed.uid}:{passed.gid}")
-        await gone.wait()
+        await guest.watch()
         os.close(passed.fd)
         return AttachResult()
 
@@ -133,6 +133,9 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         attach=attach,
         hold=hold,
         restart=restart,
+        leaving=trio.Event(),
+        go_on=lambda ongoing: False,
+        over=lambda name: None,
     )
     run_folder(store.path).mkdir(exist_ok=True)
     closing = trio.Event()

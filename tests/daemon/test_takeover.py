@@ -32,7 +32,7 @@ from kaifs.store.store import LOCK_NAME, Store
 from kaifs.store.superblock import SUPERBLOCK_NAME
 from kaifs.tree.forest import Forest
 from kaifs.tree.fsck import check
-from tests.daemon.site import Site, kill_server, server, wait_ended, wait_until
+from tests.daemon.site import Site, kill, kill_server, server, wait_ended, wait_until
 from tests.fuse.system_calls import give_name
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
@@ -282,6 +282,29 @@ def test_what_was_unlinked_while_open_is_gone_after_the_mount(mounted: Site) -> 
     assert store.unfinished_roots() == []
     store.close()
     check_store(mounted)
+
+
+def test_after_a_restart_what_is_unlinked_while_open_goes_when_it_is_closed(mounted: Site) -> None:
+    """The server that ends tells the next one what the kernel knows."""
+    old = os.open(mounted.current / "old", os.O_RDWR | os.O_CREAT)
+    gone = os.open(mounted.current / "gone", os.O_RDWR | os.O_CREAT)
+    os.unlink(mounted.current / "gone")
+    restart(mounted)
+    os.unlink(mounted.current / "old")
+
+    os.close(old)
+    os.close(gone)
+
+    # What is reaped goes with the next record; then nothing is left to be done after a crash.
+    (mounted.current / "next").touch()
+    kill(server(mounted))
+    site_store = Store.open(mounted.store, wait_s=20)
+    assert check(site_store) == []
+    head = site_store.root(site_store.get_agent("agent").head)
+    inodes = head.inodes
+    Forest(site_store).recover()
+    assert head.inodes == inodes == 2
+    site_store.close()
 
 
 # --- done, but not answered --------------------------------------------------------------------

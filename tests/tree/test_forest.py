@@ -92,3 +92,13 @@ def test_a_note_of_a_root_that_is_gone_is_thrown_away(grove: Grove) -> None:
     grove.forest.recover()
 
     assert grove.store.unfinished_roots() == []
+
+
+def test_what_goes_on_elsewhere_is_left_alone(grove: Grove) -> None:
+    root_id = grove.store.new_root().root_id
+
+    grove.forest.recover(going_on={root_id})
+    assert grove.store.has_root(root_id)
+
+    grove.forest.recover()
+    assert not grove.store.has_root(root_id)

@@ -85,3 +85,19 @@ def test_counts_of_a_whole_tree_take_ten_bytes_a_node() -> None:
     tracemalloc.stop()
 
     assert size < 11 * 50_000
+
+
+def test_what_another_process_tells_is_what_it_knew() -> None:
+    """Counts go on where they were; a node is unknown when the last lookup is forgotten."""
+    before, after = KnownNodes(), KnownNodes()
+    node = kernel_node(RootId(3), Ino(7))
+    before.remember(node)
+    before.remember(node)
+
+    after.adopt(before.told())
+
+    assert after.is_exact
+    assert after.nodes() == [node]
+    assert not after.forget(node, 1)
+    assert after.forget(node, 1)
+    assert not after.has_root(RootId(3))
