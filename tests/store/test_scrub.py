@@ -56,6 +56,13 @@ def hurt(grove: Grove, block: BlockId, position: int) -> None:
         file.write(bytes([byte ^ 4]))
 
 
+def overwrite(path: Path, place: int, payload: bytes) -> None:
+    """Write *payload* into a file where it is."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(payload)
+
+
 def test_a_healthy_store_is_read_whole(grove: Grove) -> None:
     found = run(grove.store)
 
@@ -123,6 +130,32 @@ def test_a_record_that_one_copy_of_the_index_has_is_healed(grove: Grove) -> None
     grove.put(b"f", b"something to commit")
     grove.store.commit()
     assert grove.store.database.fault(Table.AGENTS, b"a") == ""
+
+
+def test_a_record_that_no_copy_has_is_named(grove: Grove) -> None:
+    folder = grove.path / INDEX_FOLDER
+    record = grove.store.database.get(Table.AGENTS, b"a")
+    assert record is not None
+    place = (folder / "data.mdb").read_bytes().index(record) + 1
+    overwrite(folder / "data.mdb", place, b"\xc1")
+    overwrite(folder / MIRROR_FILE, 100, b"\xc1\xc1")
+
+    assert run(grove.store).lost_records == [f"agents {b'a'.hex()}"]
+
+    overwrite(folder / "data.mdb", place, record[1:2])
+
+
+def test_where_a_block_was_before_is_of_no_interest(grove: Grove) -> None:
+    block = block_of(grove, b"f5")
+    hurt_place = grove.store.payload.record(block)
+    assert grove.store.payload.move(block)
+    path = grove.path / SEGMENT_FOLDER / segment_name(hurt_place.segment)
+    overwrite(path, hurt_place.offset + RECORD_HEADER_SIZE + 9, b"?")
+    grove.store.commit()
+
+    found = run(grove.store)
+
+    assert (found.damaged, found.healed) == ([], [])
 
 
 def test_a_damaged_mirror_is_written_anew(grove: Grove) -> None:
