@@ -32,7 +32,7 @@ def test_what_gains_is_compressed_and_what_does_not_is_kept() -> None:
 def test_every_payload_comes_back(payload: bytes) -> None:
     codec, stored = Compressor(1).encode(payload)
 
-    assert decode(codec, stored, len(payload)) == payload
+    assert decode(codec, bytes(stored), len(payload)) == payload
 
 
 def test_an_unknown_codec_is_damage() -> None:
