@@ -103,9 +103,10 @@ def test_a_plot_is_well_formed() -> None:
     assert ElementTree.fromstring(picture).tag.endswith("svg")
 
 
-def test_the_page_is_that_of_the_newest_results() -> None:
-    """Nobody edits it by hand, and no run is kept without its page."""
-    page = report.page(results.load(results.newest()))
+@pytest.mark.parametrize("newest", sorted(results.FOLDER.glob("*.json"))[-1:], ids=str)
+def test_the_page_is_that_of_the_newest_results(newest: Path) -> None:
+    """Nobody edits it by hand, and no run is kept without its page. Skipped if none is kept."""
+    page = report.page(results.load(newest))
 
     assert report.PAGE.read_text() == page.rstrip() + "\n"
 
