@@ -137,8 +137,11 @@ def test_a_read_that_meets_damage_is_told_once_and_the_version_set_aside(
         flip(sealed, OWN["1.1.0"])
         path = version(sealed, "1.1.0") / "own"
 
-        for _ in range(3):
-            with pytest.raises(OSError, match="Input/output error"):
+        with pytest.raises(OSError, match="Input/output error"):
+            path.read_bytes()
+        for _ in range(2):
+            # It may have been set aside by now.
+            with pytest.raises(OSError, match="Input/output error|No such file"):
                 path.read_bytes()
 
         aside = sealed.mountpoint / "agent" / "@quarantine" / "1.1.0"
