@@ -93,8 +93,12 @@ def features_of(namespace: Namespace) -> Features:
 
     Without OPEN nothing stops who has the permission from opening a sealed file for writing,
     and what is then written is seen by all readers, in the kernel's cache.
+
+    With the writeback cache the kernel asks for a file's attributes anew after each close: it
+    does not count blocks. Source: fuse_flush() in fs/fuse/file.c of Linux.
     """
     return Features(
+        writeback=not namespace.read_only,
         zero_message_open=namespace.read_only or namespace.holds_nothing_sealed(),
         # Whoever removes or renames an agent or a snapshot must be known.
         mapped_owners=bool(namespace.scope.view),
