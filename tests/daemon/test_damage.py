@@ -141,7 +141,7 @@ def test_a_read_that_meets_damage_is_told_once_and_the_version_set_aside(
             path.read_bytes()
         for _ in range(2):
             # It may have been set aside by now.
-            with pytest.raises(OSError, match="Input/output error|No such file"):
+            with pytest.raises(OSError, match=r"Input/output error|No such file"):
                 path.read_bytes()
 
         aside = sealed.mountpoint / "agent" / "@quarantine" / "1.1.0"
