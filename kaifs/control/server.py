@@ -188,9 +188,10 @@ def _done_all_the_same() -> Iterator[None]:
 class Guest:
     """Who attaches a snapshot, for who serves it."""
 
-    def __init__(self, stream: trio.SocketStream, ask: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, stream: trio.SocketStream, request: bytes) -> None:
+        """Talk over *stream*; *request* is the frame that asks for the descriptor."""
         self._stream = stream
-        self._ask = ask
+        self._request = request
         self.gone = trio.Event()
         """Set when they have gone away; while `watch` runs."""
 
@@ -198,9 +199,15 @@ class Guest:
         """Return the descriptor of the conversation."""
         return self._stream.socket.fileno()
 
-    async def ask(self) -> None:
-        """Say that the descriptor may come."""
-        await self._ask()
+    def ask(self) -> None:
+        """Say that the descriptor may come. It is the first that they hear, so there is room for it.
+
+        Without a wait: what is noted for a successor right after is not late.
+        """
+        try:
+            os.write(self.fileno(), self._request)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise _HungUpError from error
 
     async def receive(self) -> Passed:
         """Return what they pass. Nothing is lost if this is cancelled."""
@@ -444,7 +451,7 @@ class _Conversation:
 
     async def _attach(self, serve: Callable[[Guest], Awaitable[AttachResult]]) -> AttachResult:
         """Serve a snapshot until its mount is gone; a client that goes away ends it."""
-        return await serve(Guest(self._stream, lambda: self._send(Want())))
+        return await serve(Guest(self._stream, pack_frame(self._encode(Want()))))
 
     async def _run(self, verb: Verb, begin: _Begin) -> msgspec.Struct:
         """Run *verb*, which *begin* begins, while items are received; end it when the client goes away."""

@@ -129,7 +129,7 @@ class Attachments:
         facts = Facts(root=root, read_only=read_only, quota=params.quota)
         with self._lend(root):
             self.withdraw(root)
-            await guest.ask()
+            guest.ask()
             loan = _Loan(secrets.token_hex(8), facts)
             self._note(loan, guest)
             await self._serve(context.forest, loan, guest)

@@ -103,7 +103,7 @@ async def served(tmp_path: Path, trial: list[Served]) -> AsyncIterator[Served]:
         params: AttachParams,
         guest: Guest,
     ) -> AttachResult:
-        await guest.ask()
+        guest.ask()
         passed = await guest.receive()
         device = os.fstat(passed.fd).st_rdev
         numbers = f"{os.major(device)}:{os.minor(device)}"

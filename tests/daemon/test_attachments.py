@@ -21,7 +21,7 @@ from kaifs.linux.mounts import mounts
 from kaifs.service.snapshot import Params as SnapshotParams
 from kaifs.store.store import Store
 from kaifs.tree.fsck import check
-from tests.daemon.site import Site, kill_server, wait_until
+from tests.daemon.site import Site, kill_server, server, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -347,7 +347,11 @@ def test_a_sandbox_goes_on_with_another_server(
 def test_a_sandbox_whose_descriptor_has_not_come_goes_on(
     snapshot: Site, end_server: Callable[[Site], None]
 ) -> None:
+    kept = Path(f"/proc/{server(snapshot).supervisor_pid}/fd")
+    before = len(os.listdir(kept))
     attachment = attach(snapshot.store, AttachParams(reference=SNAPSHOT))
+    # A server that is killed before the supervisor has the conversation takes it along.
+    wait_until(lambda: len(os.listdir(kept)) > before)
 
     end_server(snapshot)
 
