@@ -95,8 +95,34 @@ BARS: tuple[Bar, ...] = (
     Bar(r"command line: --help", 4.0, "python -c pass"),
 )
 
+_ASKED_AFTER_CLOSE = (
+    "with the writeback cache the kernel does not count a file's blocks, and asks for its attributes after "
+    "each close (fuse_flush() in fs/fuse/file.c): a GETATTR a file. A read-only mount does without that cache "
+    "and is not asked."
+)
+LIMITS = {
+    r"create \+ .*": "five messages, none of which a server can keep the kernel from sending: the folder's attributes "
+    "after each change in it, the name, the file, `security.capability` before the first write, the bytes. "
+    "fuse-overlayfs has as many; with cores that wake as soon as on this day, its C takes less for each than Python.",
+    "stat, first after a write": _ASKED_AFTER_CLOSE
+    + " One message, so what counts is its handling: Python against C.",
+    "grep -r, .*": _ASKED_AFTER_CLOSE,
+    "diff -r of two versions, .*": _ASKED_AFTER_CLOSE,
+    "Python importing .*, warm": _ASKED_AFTER_CLOSE
+    + " Python asks with an ioctl(2) besides whether it is a terminal.",
+    "rm -rf, .*": "three messages a file: UNLINK, the times that the kernel has gathered, the folder's attributes.",
+    "sequential read, .*, warm": "no message at all: the page cache of FUSE is what takes the time, and every "
+    "FUSE file system in the table takes as much.",
+}
+"""What keeps a row from being faster, as far as it is known."""
+
 FASTER = {r"create \+ 4 KiB \+ close": 1 / 3, r"open \+ read 4 KiB \+ close, warm": 1 / 10}
 """Of the time with pyfuse3; any other row that sends messages must be faster at all."""
+
+
+def limit_of(row: str) -> str:
+    """Return what keeps *row* from being faster; empty if nothing is known."""
+    return next((text for pattern, text in LIMITS.items() if re.fullmatch(pattern, row)), "")
 
 
 def judge(results: Results) -> Iterator[Verdict]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tools.bench import plot
-from tools.bench.bars import MESSAGES_MIN, Verdict, judge
+from tools.bench.bars import MESSAGES_MIN, Verdict, judge, limit_of
 from tools.bench.micro import ONE_MESSAGE
 from tools.bench.product import BTRFS, COPY, WORKTREE
 from tools.bench.results import Cell, Results
@@ -162,6 +162,11 @@ def _missed(results: Results) -> Iterator[str]:
     for verdict in missed:
         assert verdict.cell is not None
         yield _profile(verdict, verdict.cell, results)
+    yield ""
+    limits = {verdict.row: limit_of(verdict.row) for verdict in missed}
+    for row, limit in limits.items():
+        if limit:
+            yield f"- *{row}*: {limit}"
     yield ""
 
 
