@@ -1,5 +1,7 @@
 """Where a test mounts its store, and waiting without sleeping."""
 
+import errno
+import os
 import select
 import signal
 import time
@@ -35,6 +37,19 @@ def wait_ended(info: DaemonInfo) -> None:
     """Wait until a daemon has ended, and its supervisor."""
     for process in info.processes:
         assert wait_end(process, 20), f"process {process.pid} does not end"
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Return whether a mount has lost its server for good.
+
+    A request that still found the connection open, held by a child of the server that had not
+    come to its exec, gets ECONNABORTED; all later ones get ENOTCONN.
+    """
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
+    return False
 
 
 @dataclass
