@@ -408,10 +408,15 @@ class _Daemon:
     async def _end_mount(self, mount: ServedMount) -> None:
         """Leave nothing of a mount whose requests are not answered any more."""
         await mount.stop_telling()
-        if mount.is_there():
-            # Unmounting waits for whoever has the device open.
+        is_there = mount.is_there()
+        if is_there or self._mounts:
+            # Unmounting waits for whoever has the device open. With the last one the supervisor
+            # keeps what it has until all is on disk.
             await self._succession.drop(mount.name)
+        if is_there:
             mount.transport.unmount()
+        else:
+            mount.transport.close()
         mount.namespace.forget_all()
 
     async def _mount_for(self, caller: Caller, params: MountParams) -> MountResult:
@@ -442,7 +447,11 @@ class _Daemon:
         async with self._changing:
             if self._closing.is_set():
                 raise DaemonError("it is about to end")
-            self._mount_beside(mount, await self._taken_for(mount))
+            try:
+                self._mount_beside(mount, await self._taken_for(mount))
+            except BaseException:
+                mount.unsettled.close()
+                raise
             try:
                 await mount.answer(is_new=True)
             except OSError as error:

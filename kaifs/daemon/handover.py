@@ -232,3 +232,8 @@ class Unsettled:
         self._done += 1 + self._left
         self._left = 0
         _COUNTER.pack_into(self._memory, _COUNTER.size, self._done)
+
+    def close(self) -> None:
+        """Let the memory go: nothing is to be told any more."""
+        self._memory.close()
+        os.close(self.fd)

@@ -298,6 +298,7 @@ class ServedMount:
         with trio.move_on_after(INVALIDATION_WAIT_S):
             # It uses the connection, which must not be closed under it.
             await trio.to_thread.run_sync(self.invalidator.stop, abandon_on_cancel=True)
+            self.unsettled.close()
 
     def is_there(self) -> bool:
         """Return whether the mount is in the name space."""

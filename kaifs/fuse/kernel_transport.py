@@ -569,12 +569,17 @@ class KernelMount:
         """Let `serve` return; the mount stays, and answers nothing."""
         self._connected().terminate()
 
+    def close(self) -> None:
+        """Close the connection. After `serve` has returned."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
     def unmount(self) -> None:
         """Detach the mount if it is there, and close the connection. After `serve` has returned."""
         if self._connection is not None:
             # Closed first: unmounting would otherwise wait for a server that is no more.
-            self._connection.close()
-            self._connection = None
+            self.close()
             with contextlib.suppress(OSError):
                 unmount(self._mountpoint, lazy=True)
 

@@ -365,6 +365,9 @@ class Pyfuse3Mount:
         """Let `serve` return; the mount stays, and answers nothing."""
         pyfuse3.terminate()
 
+    def close(self) -> None:
+        """Nothing to do: a process serves one such mount, and the session lasts as long as it."""
+
     def unmount(self) -> None:
         """Detach the mount if it is there, and close the connection. After `serve` has returned."""
         pyfuse3.close(unmount=True)

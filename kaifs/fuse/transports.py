@@ -99,6 +99,10 @@ class Transport(Protocol):
         """Let `serve` return; the mount stays, and answers nothing."""
         ...
 
+    def close(self) -> None:
+        """Close the connection of a mount that has gone, where the process goes on without it."""
+        ...
+
     def unmount(self) -> None:
         """Detach the mount if it is there, and close the connection."""
         ...
@@ -139,6 +143,9 @@ class Nowhere:
     def terminate(self) -> None:
         """Let `serve` return."""
         self._terminated.set()
+
+    def close(self) -> None:
+        """Nothing to do."""
 
     def unmount(self) -> None:
         """Nothing to do."""
@@ -218,6 +225,11 @@ class Automatic:
     def terminate(self) -> None:
         """As `Transport`."""
         self._mounted.terminate()
+
+    def close(self) -> None:
+        """As `Transport`."""
+        if self._chosen is not None:
+            self._chosen.close()
 
     def unmount(self) -> None:
         """As `Transport`."""

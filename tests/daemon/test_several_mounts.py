@@ -263,6 +263,24 @@ def test_mounts_go_one_by_one_and_the_daemon_with_the_last(tree: Site, mount: Mo
     store.close(commit=False)
 
 
+def test_a_mount_that_came_and_went_leaves_nothing_open(tree: Site, mount: Mounter) -> None:
+    info = server(tree)
+    opened = [Path(f"/proc/{pid}/fd") for pid in (info.pid, info.supervisor_pid)]
+
+    def come_and_go() -> list[int]:
+        view = mount("agent=agent,view=current")
+        with pytest.raises(ViewTakenError):
+            mount("agent=agent,view=current")
+        lifecycle.umount(view)
+        wait_until(lambda: len(server(tree).mounts) == 1)
+        return [len(os.listdir(folder)) for folder in opened]
+
+    before = come_and_go()
+
+    assert [come_and_go() for _ in range(3)] == [before] * 3
+    finish(tree)
+
+
 def test_in_the_foreground_there_is_one_mount_a_process(tree: Site, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
 
