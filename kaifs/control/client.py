@@ -15,7 +15,7 @@ import msgspec
 
 from kaifs.base.errors import AccessDeniedError, DaemonError
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
-from kaifs.control.info import DaemonInfo, read_info, socket_path
+from kaifs.control.info import DaemonInfo, read_info
 from kaifs.control.messages import (
     ATTACH,
     HOLD,
@@ -40,6 +40,7 @@ from kaifs.control.messages import (
     encode,
     error_of,
 )
+from kaifs.control.places import socket_path
 from kaifs.linux.sockets import connect_to, peer_of
 from kaifs.service.steps import End, Output, Progress, Sign, Signature, Signer, Source, Want
 from kaifs.service.verbs import VERBS

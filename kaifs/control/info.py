@@ -6,10 +6,7 @@ from typing import Final
 
 import msgspec
 
-from kaifs.control.places import INFO_NAME, SOCKET_NAME
-from kaifs.control.places import log_path as log_path
-from kaifs.control.places import run_folder as run_folder
-from kaifs.control.places import socket_path as socket_path
+from kaifs.control.places import INFO_NAME, SOCKET_NAME, run_folder
 from kaifs.linux.files import read_file, write_durably
 from kaifs.linux.processes import ProcessId, is_running
 

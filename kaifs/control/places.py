@@ -1,7 +1,14 @@
-"""Where the files of a store's daemon are. Loads nothing: a supervisor stays as small as it starts."""
+"""Where the files of a store's daemon are.
 
-from pathlib import Path
-from typing import Final
+Loads nothing: a supervisor stays as small as it starts, and a command as quick.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Final
 
 RUN_FOLDER: Final = "run"
 SOCKET_NAME: Final = "control.sock"

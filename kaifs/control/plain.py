@@ -17,6 +17,7 @@ from typing import Any
 from kaifs.base.errors import AccessDeniedError, ArgumentValueError, DaemonError
 from kaifs.control.failures import told_error
 from kaifs.control.frames import FrameError, FrameReader, pack_frame
+from kaifs.control.places import RUN_FOLDER, SOCKET_NAME
 
 _RECEIVE = 1 << 18
 _CONNECT_TIMEOUT = pack("@ll", 10, 0)
@@ -50,9 +51,9 @@ def _connect(store: str) -> socket.socket | None:
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _CONNECT_TIMEOUT)
         # As `kaifs.linux.sockets`, which takes longer to load: paths of any length.
-        folder = os.open(os.path.join(store, "run"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = os.open(os.path.join(store, RUN_FOLDER), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            connection.connect(f"/proc/self/fd/{folder}/control.sock")
+            connection.connect(f"/proc/self/fd/{folder}/{SOCKET_NAME}")
         finally:
             os.close(folder)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):

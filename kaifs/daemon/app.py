@@ -33,14 +33,7 @@ from kaifs.base.errors import (
 )
 from kaifs.base.types import RootId, split_kernel_node
 from kaifs.control import server
-from kaifs.control.info import (
-    DaemonInfo,
-    log_path,
-    remove_info,
-    run_folder,
-    socket_path,
-    write_info,
-)
+from kaifs.control.info import DaemonInfo, remove_info, write_info
 from kaifs.control.messages import (
     ATTACH,
     Failure,
@@ -52,6 +45,7 @@ from kaifs.control.messages import (
     ShutdownResult,
     encode,
 )
+from kaifs.control.places import log_path, run_folder, socket_path
 from kaifs.daemon.actions import StoreActions, load_verbs
 from kaifs.daemon.attachments import Attachments
 from kaifs.daemon.barrier import Helper

@@ -31,7 +31,7 @@ from kaifs.base.errors import (
 )
 from kaifs.control.client import find_daemon, hold, request_mount, request_restart, shutdown
 from kaifs.control.frames import FRAME_MAX
-from kaifs.control.info import DaemonInfo, MountInfo, log_path, read_info, run_folder
+from kaifs.control.info import DaemonInfo, MountInfo, read_info
 from kaifs.control.messages import (
     Failure,
     MessageError,
@@ -39,6 +39,7 @@ from kaifs.control.messages import (
     decode_from_daemon,
     error_of,
 )
+from kaifs.control.places import log_path, run_folder
 from kaifs.daemon.main import is_supervised, server_command
 from kaifs.daemon.options import MountOptions, parse_options
 from kaifs.linux.files import lock_owner

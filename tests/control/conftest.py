@@ -13,7 +13,6 @@ import pytest
 import trio
 
 from kaifs.base.errors import BarrierError
-from kaifs.control.info import run_folder, socket_path
 from kaifs.control.messages import (
     AttachParams,
     AttachResult,
@@ -23,6 +22,7 @@ from kaifs.control.messages import (
     ShutdownParams,
     ShutdownResult,
 )
+from kaifs.control.places import run_folder, socket_path
 from kaifs.control.server import Guest, Services, serve
 from kaifs.linux.sockets import listen_at
 from kaifs.service.context import Caller, Context

@@ -22,8 +22,9 @@ from kaifs.base.errors import (
 from kaifs.control.client import attach, call, find_daemon, shutdown
 from kaifs.control.failures import RemoteBugError
 from kaifs.control.frames import pack_frame
-from kaifs.control.info import DaemonInfo, remove_info, socket_path, write_info
+from kaifs.control.info import DaemonInfo, remove_info, write_info
 from kaifs.control.messages import AttachParams, Request, encode
+from kaifs.control.places import socket_path
 from kaifs.linux.processes import identify
 from kaifs.linux.sockets import connect_to
 from kaifs.service import import_, list_, manifest

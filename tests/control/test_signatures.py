@@ -10,8 +10,8 @@ import trio
 from kaifs.control import server
 from kaifs.control.client import call
 from kaifs.control.frames import pack_frame
-from kaifs.control.info import socket_path
 from kaifs.control.messages import Request, encode
+from kaifs.control.places import socket_path
 from kaifs.linux.sockets import connect_to
 from kaifs.service.steps import Data, End, Item, Signature, Signer, Total
 from tests.control.conftest import Params, Result, Served

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kaifs.control.info import log_path
+from kaifs.control.places import log_path
 from kaifs.meta.database import Table
 from kaifs.meta.index import CHECKED_MAX, CLOSED_NAME, INDEX_FILE
 from kaifs.store.store import INDEX_FOLDER, Store

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from kaifs.control.client import call
-from kaifs.control.info import log_path
+from kaifs.control.places import log_path
 from kaifs.service.policy import Params as PolicyParams
 from kaifs.service.quarantine_list import Params as ListParams
 from kaifs.service.quarantine_release import Params as ReleaseParams

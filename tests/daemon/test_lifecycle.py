@@ -22,7 +22,7 @@ from kaifs.base.errors import (
 )
 from kaifs.cli.main import main
 from kaifs.control.client import find_daemon
-from kaifs.control.info import log_path
+from kaifs.control.places import log_path
 from kaifs.daemon import lifecycle
 from kaifs.linux.files import lock_owner
 from kaifs.linux.mounts import find_mount

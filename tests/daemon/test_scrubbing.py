@@ -13,7 +13,7 @@ import trio
 from kaifs.base.types import BlockId
 from kaifs.blocks.segments import RECORD_HEADER_SIZE, segment_name
 from kaifs.control.client import call
-from kaifs.control.info import log_path
+from kaifs.control.places import log_path
 from kaifs.daemon import scrubbing as module
 from kaifs.daemon.care import Means
 from kaifs.daemon.options import DAY_NS

@@ -20,7 +20,7 @@ import pytest
 
 from kaifs.base.errors import RestartError, StoreBusyError
 from kaifs.control.client import find_daemon
-from kaifs.control.info import log_path
+from kaifs.control.places import log_path
 from kaifs.daemon import lifecycle
 from kaifs.daemon.supervisor import UNSERVED_MAX
 from kaifs.fuse.protocol import Opcode
