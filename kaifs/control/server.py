@@ -412,7 +412,7 @@ class _Conversation:
                 raise AccessDeniedError("only the store's owner ends its daemon")
             return await self._services.shutdown(caller, shutdown)
         if request.verb == MOUNT:
-            mount = decode_params(request.params, MountParams)
+            mount = self._params(request, MountParams)
             if not self._services.context(caller).owns_store():
                 raise AccessDeniedError("only the store's owner mounts it")
             return await self._services.mount(caller, mount)

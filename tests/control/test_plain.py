@@ -34,6 +34,14 @@ async def test_the_result_is_that_of_the_verb(served: Served) -> None:
     assert served.done == ["barrier", "run", "sync"]
 
 
+async def test_the_daemon_itself_is_asked_as_a_verb_is(served: Served) -> None:
+    place = {"mountpoint": "/mnt", "options": "", "namespace": 1}
+
+    assert await ask(served, "mount", place) == {}
+    assert await ask(served, "restart", {}) == {"pid": os.getpid()}
+    assert served.done == ["mount on /mnt", f"restart by {os.geteuid()}"]
+
+
 async def test_a_result_larger_than_a_frame_arrives(served: Served) -> None:
     found = await ask(served, "trial", {"what": "large", "size": 2 * FRAME_MAX})
 
