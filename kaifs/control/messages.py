@@ -192,7 +192,7 @@ def decode_failure(body: bytes) -> Failure:
     return _guarded(_failure, body)
 
 
-def decode_params(params: msgspec.Raw, wanted: type[_Message], *, json: bool) -> _Message:
+def decode_params(params: msgspec.Raw, wanted: type[_Message], *, json: bool = False) -> _Message:
     """Return *params* as the type *wanted*.
 
     Raises:

@@ -33,7 +33,6 @@ import outcome
 import trio
 
 from kaifs.base.errors import (
-    AccessDeniedError,
     ArgumentValueError,
     KaifsError,
     NoSpaceError,
@@ -405,26 +404,22 @@ class _Conversation:
         return Caller(self._peer.uid, self._peer.gid, self._peer.groups)
 
     async def _answer(self, request: Request) -> msgspec.Struct:
-        caller = self._caller
+        context = self._services.context(self._caller)
         if request.verb == SHUTDOWN:
             shutdown = self._params(request, ShutdownParams)
-            if not self._services.context(caller).owns_store():
-                raise AccessDeniedError("only the store's owner ends its daemon")
-            return await self._services.shutdown(caller, shutdown)
+            context.require_store_owner("ends its daemon")
+            return await self._services.shutdown(context.caller, shutdown)
         if request.verb == MOUNT:
             mount = self._params(request, MountParams)
-            if not self._services.context(caller).owns_store():
-                raise AccessDeniedError("only the store's owner mounts it")
-            return await self._services.mount(caller, mount)
+            context.require_store_owner("mounts it")
+            return await self._services.mount(context.caller, mount)
         if request.verb == RESTART:
             self._params(request, RestartParams)
-            if not self._services.context(caller).owns_store():
-                raise AccessDeniedError("only the store's owner restarts its daemon")
-            return await self._services.restart(caller)
+            context.require_store_owner("restarts its daemon")
+            return await self._services.restart(context.caller)
         if request.verb == ATTACH:
             attach = self._params(request, AttachParams)
             self._only_wait()
-            context = self._services.context(caller)
             return await self._attach(lambda guest: self._services.attach(context, attach, guest))
         if request.verb == HOLD:
             self._params(request, HoldParams)

@@ -70,6 +70,15 @@ class Context:
         """Return whether the caller may do everything."""
         return self.caller.uid in (0, os.stat(self.store.path).st_uid)
 
+    def require_store_owner(self, does: str) -> None:
+        """Check that the caller may do everything.
+
+        Raises:
+            AccessDeniedError: only the store's owner *does* that.
+        """
+        if not self.owns_store():
+            raise AccessDeniedError(f"only the store's owner {does}")
+
     def owns(self, agent: AgentRecord) -> bool:
         """Return whether the caller may do everything to *agent*."""
         return self.caller.uid == agent.uid or self.owns_store()

@@ -4,7 +4,6 @@ from collections.abc import Generator
 
 import msgspec
 
-from kaifs.base.errors import AccessDeniedError
 from kaifs.service.context import Context
 from kaifs.service.steps import Item, Progress, Step, tell
 from kaifs.tree.fsck import Finding, check_steps
@@ -37,8 +36,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         AccessDeniedError: the store is not the caller's.
     """
     del params
-    if not context.owns_store():
-        raise AccessDeniedError("only the store's owner checks it")
+    context.require_store_owner("checks it")
     found = yield from _check(context)
     return Result(is_clean=not found, findings=describe(found))
 

@@ -4,7 +4,6 @@ from collections.abc import Generator
 
 import msgspec
 
-from kaifs.base.errors import AccessDeniedError
 from kaifs.service.context import Context
 from kaifs.service.steps import Commit, Item, Progress, Step, tell
 from kaifs.store.gc import CommitWanted, Freed, GcStep, collect
@@ -35,8 +34,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         AccessDeniedError: the store is not the caller's.
     """
     del params
-    if not context.owns_store():
-        raise AccessDeniedError("only the store's owner collects garbage")
+    context.require_store_owner("collects garbage")
     freed = yield from _collect(context)
     return Result(
         nodes=freed.nodes,

@@ -15,7 +15,6 @@ from kaifs.base.allowed_signers import (
 )
 from kaifs.base.clock import format_time
 from kaifs.base.errors import (
-    AccessDeniedError,
     ArgumentValueError,
     BadSignatureError,
     SigningKeyError,
@@ -137,8 +136,8 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
 def _change(context: Context, action: Action) -> tuple[str | None, str | None]:
     """Return the fingerprints of the key that is new or changed, and of that before."""
     store = context.store
-    if not isinstance(action, List) and not context.owns_store():
-        raise AccessDeniedError("only the store's owner changes its keys")
+    if not isinstance(action, List):
+        context.require_store_owner("changes its keys")
     match action:
         case Generate(principals=principals, comment=comment):
             check_principals(principals)

@@ -6,7 +6,6 @@ from collections.abc import Generator
 
 import msgspec
 
-from kaifs.base.errors import AccessDeniedError
 from kaifs.service.context import Context
 from kaifs.service.fsck import Broken, describe
 from kaifs.service.steps import Item, Progress, Step, tell
@@ -35,8 +34,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         NoSpaceError, StoreIOError: the disk refuses.
     """
     del params
-    if not context.owns_store():
-        raise AccessDeniedError("only the store's owner repairs it")
+    context.require_store_owner("repairs it")
     repaired = yield from _repair(context)
     return Result(
         is_clean=not repaired.left,

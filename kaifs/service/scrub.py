@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from kaifs.base.errors import AccessDeniedError, StoreDamagedError
+from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import BlockId, NodeId, RootId
 from kaifs.meta import keys
 from kaifs.meta.node import Branch
@@ -58,8 +58,7 @@ def run(context: Context, params: Params) -> Generator[Step, Item | None, Result
         NoSpaceError, StoreIOError: the disk refuses.
     """
     del params
-    if not context.owns_store():
-        raise AccessDeniedError("only the store's owner scrubs it")
+    context.require_store_owner("scrubs it")
     return (yield from scrub_store(context, lambda part: Work(part.run)))
 
 
