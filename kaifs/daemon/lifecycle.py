@@ -128,12 +128,12 @@ def mount(
             mountpoint=str(mountpoint), options=parsed.text, namespace=mount_namespace()
         )
         request_mount(store, place)
-        return info
-    _check_unserved(store)
-    if foreground:
-        _serve_here(store, mountpoint, parsed)
-        return None
-    _start(store, mountpoint, parsed.text)
+    else:
+        _check_unserved(store)
+        if foreground:
+            _serve_here(store, mountpoint, parsed)
+            return None
+        _start(store, mountpoint, parsed.text)
     info = find_daemon(store)
     if info is None:
         raise DaemonError(f"{store}: it ended at once")

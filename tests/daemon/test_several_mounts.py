@@ -106,6 +106,20 @@ def test_what_is_written_on_one_mount_is_read_on_the_other(tree: Site, mount: Mo
     finish(tree)
 
 
+def test_mount_returns_the_daemon_with_the_new_mount(tree: Site, tmp_path: Path) -> None:
+    (tmp_path / "view").mkdir()
+
+    info = lifecycle.mount(tree.store, tmp_path / "view", ["agent=agent,view=current"])
+    lifecycle.umount(tmp_path / "view")
+
+    assert info is not None
+    assert [mount.mountpoint for mount in info.mounts] == [
+        str(tree.mountpoint),
+        str(tmp_path / "view"),
+    ]
+    finish(tree)
+
+
 def test_the_view_is_read_only_elsewhere_until_its_mount_has_gone(
     tree: Site, mount: Mounter
 ) -> None:
