@@ -637,12 +637,11 @@ class _Daemon:
     # --- what others ask for ------------------------------------------------------------------
 
     def _context(self, caller: Caller) -> Context:
-        places = [mount for mount in self._mounts if mount.mountpoint is not None]
-        whole = next((mount.mountpoint for mount in places if not mount.options.agent), None)
-        mounted = tuple(mount.mountpoint for mount in places if mount.mountpoint is not None)
+        agents = {one.mountpoint: one.options.agent for one in self._mounts if one.mountpoint}
+        whole = next((place for place, agent in agents.items() if not agent), None)
         alert = no_alert if self._care is None else self._care.alert
         scrub_ns = self._settings.options.scrub_ns
-        return Context(self._store, self._forest, caller, whole, mounted, alert, scrub_ns)
+        return Context(self._store, self._forest, caller, whole, tuple(agents), alert, scrub_ns)
 
     def _own_context(self) -> Context:
         return self._context(this_caller())
