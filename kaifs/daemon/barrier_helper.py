@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -114,7 +113,3 @@ def main(fd: int) -> None:
                 lines.flush()
             except BrokenPipeError:
                 return
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -19,7 +19,3 @@ def main() -> None:
     for line in sys.stdin:
         path, start, stop = json.loads(line)
         print(json.dumps(patrol(Path(path), start, stop)), flush=True)
-
-
-if __name__ == "__main__":
-    main()
