@@ -89,7 +89,7 @@ class CheckMirror:
 
 
 ScrubStep: TypeAlias = Scrubbed | Read | CheckMirror
-Scrubbing: TypeAlias = Generator[ScrubStep, None, None]
+_Steps: TypeAlias = Generator[ScrubStep, None, None]
 
 
 def find_scrub(store: Store) -> ScrubRecord:
@@ -130,7 +130,7 @@ def scrub(store: Store, start: SegmentId = FROM_START) -> Generator[ScrubStep, N
     return found
 
 
-def _scrub_index(store: Store, found: Scrubbed) -> Scrubbing:
+def _scrub_index(store: Store, found: Scrubbed) -> _Steps:
     database = store.database
     for table in Table:
         start = b""
@@ -151,7 +151,7 @@ def _scrub_index(store: Store, found: Scrubbed) -> Scrubbing:
     found.is_mirror_remade = mirror.is_remade
 
 
-def _scrub_segment(store: Store, segment: SegmentId, size: int, found: Scrubbed) -> Scrubbing:
+def _scrub_segment(store: Store, segment: SegmentId, size: int, found: Scrubbed) -> _Steps:
     path = store.path / SEGMENT_FOLDER / segment_name(segment)
     offset = SEGMENT_HEADER_SIZE
     while offset < size and segment in store.segments.sizes:
@@ -170,7 +170,7 @@ def _scrub_segment(store: Store, segment: SegmentId, size: int, found: Scrubbed)
         yield found
 
 
-def _scrub_rest(store: Store, segment: SegmentId, offset: int, found: Scrubbed) -> Scrubbing:
+def _scrub_rest(store: Store, segment: SegmentId, offset: int, found: Scrubbed) -> _Steps:
     """Check the blocks of *segment* from *offset* on one by one."""
     start = b""
     while keys := store.database.scan(Table.BLOCKS, start, STEP_RECORDS):
