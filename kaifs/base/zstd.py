@@ -1,7 +1,7 @@
 """zstd frames that somebody may have damaged or made."""
 
 
-def expand(frame: bytes, least: int, most: int) -> bytes:
+def expand(frame: bytes | memoryview, least: int, most: int) -> bytes:
     """Return the content of one zstd frame, which must say that it is *least* to *most* bytes.
 
     Any thread may call it.

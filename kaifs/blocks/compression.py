@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Final, TypeVar
 
 from kaifs.base.errors import ChecksumMismatchError
 from kaifs.base.zstd import expand
 
 MIN_GAIN: Final = 8
 """A compressed payload is kept only if it saves at least one part in so many."""
+
+_Stored = TypeVar("_Stored", bytes, memoryview)
 
 
 class Codec(IntEnum):
@@ -40,8 +42,8 @@ class Compressor:
         return Codec.NONE, payload
 
 
-def decode(codec: int, stored: bytes, size: int) -> bytes:
-    """Return the *size* bytes of payload that *stored* encodes.
+def decode(codec: int, stored: _Stored, size: int) -> _Stored | bytes:
+    """Return the *size* bytes of payload that *stored* encodes; *stored* itself if it is plain.
 
     Raises:
         ChecksumMismatchError: *stored* cannot be decoded.

@@ -74,8 +74,7 @@ def patrol(path: Path, start: int, stop: int) -> Seen:
 
 def _is_sound(header: RecordHeader, stored: memoryview) -> bool:
     try:
-        codec = header.codec
-        payload = stored if codec == 0 else decode(codec, bytes(stored), header.size)
+        payload = decode(header.codec, stored, header.size)
     except ChecksumMismatchError:
         return False
     return len(payload) == header.size and checksum(payload) == header.checksum

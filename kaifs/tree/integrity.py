@@ -27,7 +27,7 @@ from kaifs.base.clock import exact_now_ns
 from kaifs.base.digest import Sha256, checksum, sha256
 from kaifs.base.errors import ChecksumMismatchError, KaifsError, StoreDamagedError
 from kaifs.base.types import TOP_INO, BlockId, Ino, NodeId, SegmentId
-from kaifs.blocks.compression import Codec, decode
+from kaifs.blocks.compression import decode
 from kaifs.blocks.segments import RECORD_HEADER_SIZE, segment_name
 from kaifs.meta import keys
 from kaifs.meta.database import Table
@@ -345,9 +345,7 @@ class BlockReader:
             raise ChecksumMismatchError(f"{where}: {error.strerror}") from error
         if count < size:
             raise ChecksumMismatchError(f"{where} is cut off")
-        payload: bytes | memoryview = view
-        if record.codec != Codec.NONE:
-            payload = decode(record.codec, bytes(view), record.size)
+        payload = decode(record.codec, view, record.size)
         if len(payload) != record.size or checksum(payload) != record.checksum:
             raise ChecksumMismatchError(f"{where} is damaged")
         return payload
