@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -30,6 +30,9 @@ from kaifs.views.stale import (
 )
 
 log = logging.getLogger(__name__)
+
+LISTING_WAIT_S: Final = 0.02
+"""Seconds that requests wait, at a switch, for an old listing to be dropped."""
 
 
 class Notifier(Protocol):
@@ -114,15 +117,18 @@ class Invalidator:
 
     def _switch(self, change: HeadSwitched) -> None:
         """Let the kernel see another tree in the same folder, from one moment to the next."""
-        top = self._namespace.shown_node(kernel_node(change.new, TOP_INO))
+        top = _StaleNode(self._namespace.shown_node(kernel_node(change.new, TOP_INO)))
         self._begin()
         with _forgiving():
             self._notifier.expire_names()
-        # A directory has no dirty pages and no page that waits for a reply, so this one does
-        # not block. It comes again behind replies that are under way now.
-        with _forgiving():
-            self._notifier.invalidate_inode(top)
-        self._enqueue(_StaleNode(top))
+        told = threading.Event()
+        self._enqueue(top)
+        self._enqueue(_Reached(told.set))
+        # Names and listing change at once. But whoever reads the old listing holds its page locked
+        # while it is copied, and that may need this very loop: into a mapped file of this mount.
+        told.wait(LISTING_WAIT_S)
+        # Again, behind replies that are under way now.
+        self._put(top)
 
     def catch_up(self) -> None:
         """Tell the kernel whatever a server that is no more may not have told it.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -54,12 +55,24 @@ class MountedStore:
 
     def ask(self, command: str, *arguments: str) -> Any:
         """Order the server about; return its answer when the kernel knows of it too."""
+        self.send(command, *arguments)
+        return self.answered()
+
+    def send(self, command: str, *arguments: str) -> None:
+        """Order the server about without waiting; `answered` does."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([command, *arguments]).encode() + b"\n")
         self._process.stdin.flush()
+
+    def answered(self) -> Any:
+        """Return the answer to what was sent."""
         answer = self._answer()
         assert not isinstance(answer, dict), answer
         return answer
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the server a signal."""
+        self._process.send_signal(number)
 
     def ask_until(self, expected: object, command: str, *arguments: str) -> None:
         """Ask again until the answer is *expected*: FORGETs come when the kernel likes.

@@ -1,6 +1,7 @@
 """Invalidations, on a notifier that writes down what it is told."""
 
 import errno
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,7 @@ from tests.views.conftest import Site
 class Diary:
     """A notifier that remembers; `fail` may raise."""
 
-    def __init__(self, fail: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, fail: Callable[[], object] = lambda: None) -> None:
         self.told: list[tuple[Any, ...]] = []
         self._fail = fail
 
@@ -40,7 +41,7 @@ def namespace_of_all(*, acting: bool = False) -> Namespace:
 
 
 async def test_a_switch_of_a_top_that_stays_is_told_before_the_change_returns(site: Site) -> None:
-    """From one moment to the next, by no thread: then the listing, and again behind the queue."""
+    """From one moment to the next; the listing again behind the queue."""
     diary = Diary()
     namespace = site.namespace()
     namespace.keeps_tops = True
@@ -79,6 +80,24 @@ async def test_what_the_kernel_did_not_remember_is_no_failure() -> None:
     await invalidator.wait_idle()
 
     assert diary.told == [(1, b"a"), (1,)]
+    invalidator.stop()
+
+
+async def test_a_listing_that_cannot_be_dropped_yet_does_not_hold_up_a_switch(site: Site) -> None:
+    """Whoever reads it may wait for a reply of this very loop."""
+    replied = threading.Event()
+    diary = Diary(lambda: replied.wait() if diary.told[-1] else None)
+    namespace = site.namespace()
+    namespace.keeps_tops = True
+    invalidator = Invalidator(namespace, diary)
+    agent = site.store.get_agent("bot")
+    top = virtual_node(Kind.CURRENT, agent.agent_id)
+
+    invalidator.changed(HeadSwitched(agent.agent_id, agent.head, agent.head))
+    replied.set()
+    await invalidator.wait_idle()
+
+    assert diary.told == [(), (top,), (top,)]
     invalidator.stop()
 
 
