@@ -1,9 +1,11 @@
 """Which remembered names a change of the registry makes wrong."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kaifs.base.errors import KaifsError
 from kaifs.base.types import TOP_INO, KernelNode, RootId, kernel_node
+from kaifs.meta.records import RootState
 from kaifs.store.changes import (
     AgentAdded,
     AgentRemoved,
@@ -64,7 +66,7 @@ def stale_names(namespace: Namespace, change: Change) -> list[StaleName]:
             return [StaleName(snapshots, name.encode()) for name in (change.old, change.new)]
         case HeadSwitched():
             if namespace.scope.view:
-                return _inside_switched_view(namespace, change)
+                return _inside_switched_view(namespace, change.new, [change.old])
             folder = virtual_node(Kind.AGENT, change.agent_id)
             return [StaleName(namespace.shown_node(folder), CURRENT)]
 
@@ -84,13 +86,19 @@ def virtual_folders(namespace: Namespace) -> list[KernelNode]:
 
 def switched_names(namespace: Namespace) -> list[StaleName]:
     """Return the names that a switch can make wrong where the kernel cannot expire all names."""
-    if namespace.scope.view:
-        return []
-    folders = (
-        virtual_node(Kind.AGENT, agent.agent_id)
+    agents = [
+        agent
         for agent in namespace.forest.store.agents()
         if namespace.scope.agent in ("", agent.name)
-    )
+    ]
+    if namespace.scope.view:
+        return [
+            stale
+            for agent in agents
+            if (former := _former_heads(namespace.forest, agent.agent_id))
+            for stale in _inside_switched_view(namespace, agent.head, former)
+        ]
+    folders = (virtual_node(Kind.AGENT, agent.agent_id) for agent in agents)
     return [StaleName(namespace.shown_node(folder), CURRENT) for folder in folders]
 
 
@@ -104,21 +112,42 @@ def quarantined_roots(namespace: Namespace) -> list[RootId]:
     ]
 
 
-def _inside_switched_view(namespace: Namespace, change: HeadSwitched) -> list[StaleName]:
+def _inside_switched_view(
+    namespace: Namespace, head: RootId, former: list[RootId]
+) -> list[StaleName]:
     """Return all names in the top directory of a mount whose root is the switched view itself.
 
     Its node cannot be another one, so what is below it is.
     """
     try:
-        if namespace.shown_node(kernel_node(change.new, TOP_INO)) != ROOT_NODE:
+        if namespace.shown_node(kernel_node(head, TOP_INO)) != ROOT_NODE:
             return []
     except KaifsError:
         return []
-    names = _top_names(namespace.forest, change.old) | _top_names(namespace.forest, change.new)
+    names = set[bytes]().union(*(_top_names(namespace.forest, root) for root in [head, *former]))
     return [StaleName(ROOT_NODE, name) for name in sorted(names)]
 
 
+def _former_heads(forest: Forest, agent_id: int) -> list[RootId]:
+    """Return the trees that current showed and of which the kernel may have names.
+
+    None of them is dropped before the kernel has forgotten those.
+    """
+    found = []
+    for root_id in forest.store.unfinished_roots():
+        with suppress(KaifsError):
+            root = forest.store.root(root_id)
+            if root.agent_id == agent_id and (
+                root.state is RootState.SUPERSEDED or forest.has_due_backup(root)
+            ):
+                found.append(root_id)
+    return found
+
+
 def _top_names(forest: Forest, root: RootId) -> set[bytes]:
-    if not forest.store.has_root(root):
-        return set()
-    return {entry.name for entry in forest.tree(root).entries(TOP_INO)}
+    """Return the names in the top directory, of a damaged one those that can be read."""
+    names = set[bytes]()
+    with suppress(KaifsError):
+        if forest.store.has_root(root):
+            names.update(entry.name for entry in forest.tree(root).entries(TOP_INO))
+    return names

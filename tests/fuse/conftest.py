@@ -119,9 +119,9 @@ class MountedStore:
         return json.loads(line)
 
 
-@pytest.fixture(scope="module", params=["pyfuse3", "kernel"])
+@pytest.fixture(scope="module", params=["pyfuse3", "kernel", "kernel-7.31"])
 def transport(request: pytest.FixtureRequest) -> str:
-    """Both transports pass the same tests."""
+    """Both transports pass the same tests, also where the kernel speaks the oldest protocol."""
     name: str = request.param
     return name
 

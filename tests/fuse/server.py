@@ -23,6 +23,7 @@ from kaifs.fuse.transports import Pace, Transport, make_transport
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
+from tests.fuse.older_kernel import pretend
 from tests.views.plain_actions import PlainActions
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,10 @@ class Server:
     async def serve(self, mountpoint: Path, options: dict[str, Any]) -> None:
         """Mount, obey stdin, unmount."""
         pace = Pace(options.get("busypoll", 0), options.get("latency", False))
-        mount = make_transport(options["transport"], self.handlers, pace)
+        name, _, minor = options["transport"].partition("-7.")
+        if minor:
+            pretend(int(minor))
+        mount = make_transport(name, self.handlers, pace)
         self.mount = mount
         self.invalidator = Invalidator(self.namespace, mount.notifier)
         mount.mount(

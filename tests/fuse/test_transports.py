@@ -60,6 +60,22 @@ def test_an_old_kernel_gets_pyfuse3_and_status_says_so(
     )
 
 
+def test_an_older_kernel_is_served_by_what_it_knows(tmp_path: Path) -> None:
+    """What a newer one asks first, COPY_FILE_RANGE_64, is not needed: it asks by the older name then."""
+    mounted = MountedStore(tmp_path, {"transport": "kernel-7.43", "agents": ["bot"]})
+    try:
+        (mounted.current / "from").write_bytes(b"content")
+        with (mounted.current / "from").open() as source, (mounted.current / "to").open("w") as to:
+            for _ in range(2):
+                assert os.copy_file_range(source.fileno(), to.fileno(), 7, 0, 0) == 7
+        counts = mounted.counts()
+    finally:
+        mounted.end()
+
+    assert counts["COPY_FILE_RANGE"] == 2
+    assert counts["COPY_FILE_RANGE_64"] <= 1
+
+
 def test_what_cannot_be_mounted_at_all_fails(site: Site, tmp_path: Path) -> None:
     transport = make_transport("auto", handlers(site))
 

@@ -4,7 +4,7 @@ import stat
 
 from kaifs.store.changes import Change
 from kaifs.views.numbers import ROOT_NODE
-from kaifs.views.stale import StaleName, stale_names
+from kaifs.views.stale import StaleName, stale_names, switched_names
 from tests.views.conftest import USER, Site, walk
 
 
@@ -47,6 +47,7 @@ def test_a_mount_of_current_alone_has_its_old_and_new_names_wrong(site: Site) ->
     namespace.make(ROOT_NODE, b"both", stat.S_IFREG | 0o644, USER)
     namespace.make(ROOT_NODE, b"old", stat.S_IFREG | 0o644, USER)
     site.actions.seal("bot", "1.0.0")
+    assert switched_names(namespace) == []
     namespace.unlink(ROOT_NODE, b"old")
     namespace.make(ROOT_NODE, b"new", stat.S_IFREG | 0o644, USER)
     changes: list[Change] = []
@@ -57,3 +58,7 @@ def test_a_mount_of_current_alone_has_its_old_and_new_names_wrong(site: Site) ->
     stale = stale_names(namespace, changes[-1])
     assert stale == [StaleName(ROOT_NODE, name) for name in (b"both", b"new", b"old")]
     assert stale_names(site.namespace("bot"), changes[-1]) == [StaleName(ROOT_NODE, b"current")]
+    # Who takes over does not know of which switch the kernel has not heard: the names of what is there.
+    assert switched_names(namespace) == stale
+    assert switched_names(site.namespace("bot")) == [StaleName(ROOT_NODE, b"current")]
+    assert switched_names(site.namespace("bot", "@versions/1.0.0")) == []
