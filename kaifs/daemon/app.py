@@ -200,11 +200,10 @@ class _Daemon:
         self._attachments = Attachments(
             self._flush_for_sandbox,
             self._epochs.sync,
-            self._is_written,
+            self._use_of,
             self._withdraw,
             self._drop_if_superseded,
             self._lend,
-            self._mount_of,
             self._succession,
             leaving=self._leaving,
         )
@@ -484,13 +483,8 @@ class _Daemon:
             MountFailedError: The system refuses.
         """
         for root in roots:
-            if root in self._attachments.lent:
-                raise ViewTakenError("a sandbox runs in it")
-            if place := self._mount_of(root):
-                raise ViewTakenError(place)
-            written = next((other for other in self._mounts if other.is_written(root)), None)
-            if written is not None:
-                raise ViewTakenError(f"files are open for writing below {written.mountpoint}")
+            if use := self._use_of(root):
+                raise ViewTakenError(use)
         mount.mount(self._settings.store)
         for root in roots:
             self._withdraw(root)
@@ -509,10 +503,19 @@ class _Daemon:
             # Discarded meanwhile: nobody finds it by its name any more.
             return set()
 
-    def _mount_of(self, root_id: RootId) -> str:
-        """Return where *root_id* is mounted by itself; empty: nowhere."""
-        places = (str(mount.mountpoint) for mount in self._mounts if root_id in mount.taken)
-        return next(places, "")
+    def _use_of(self, root_id: RootId) -> str:
+        """Return why no other connection can have *root_id* for itself now; empty: one can.
+
+        Without a file open for writing the kernel holds nothing unwritten: closing one sends it.
+        """
+        if root_id in self._attachments.lent:
+            return "a sandbox runs in it"
+        for mount in self._mounts:
+            if root_id in mount.taken:
+                return f"it is mounted on {mount.mountpoint}"
+            if mount.is_written(root_id):
+                return f"files are open for writing below {mount.mountpoint}"
+        return ""
 
     def _lend(self) -> None:
         """Let each mount only read what another connection has for itself."""
@@ -696,9 +699,6 @@ class _Daemon:
         await self._wait_invalidated()
         self._drop_superseded()
         await self._epochs.sync()
-
-    def _is_written(self, root_id: RootId) -> bool:
-        return any(mount.is_written(root_id) for mount in self._mounts)
 
     def _withdraw(self, root_id: RootId) -> None:
         for mount in self._mounts:

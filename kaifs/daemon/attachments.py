@@ -77,15 +77,13 @@ class Attachments:
     """Brings what programs have written through the store's own mount into the store."""
     sync: Callable[[], Awaitable[None]]
     """Makes everything done so far durable."""
-    is_written: Callable[[RootId], bool]
-    """Whether a file of the root is open for writing in the store's own mount."""
+    use_of: Callable[[RootId], str]
+    """Why a root cannot be lent now: who has it, or writes in it; empty: it can."""
     withdraw: Callable[[RootId], None]
     """Lets the kernel forget what it knows of a root through the store's own mount."""
     on_root_forgotten: Callable[[RootId], None]
     on_lent: Callable[[], None]
     """Called when `lent` has changed."""
-    mount_of: Callable[[RootId], str]
-    """Where a root is mounted by itself; empty: nowhere."""
     succession: Succession
     """Has a successor go on with the connections."""
     lent: set[RootId] = field(default_factory=set)
@@ -117,14 +115,9 @@ class Attachments:
         where = f"{agent.name}/@snapshots/{snapshot.name}"
         root = snapshot.root
         await self.flush()
-        # No await between these checks and the loan. Without a file open for writing the kernel
-        # holds nothing unwritten: closing one sends it.
-        if root in self.lent:
-            raise SnapshotIsolationError(f"{where}: another sandbox runs in it")
-        if place := self.mount_of(root):
-            raise SnapshotIsolationError(f"{where}: it is mounted on {place}")
-        if self.is_written(root):
-            raise SnapshotIsolationError(f"{where}: files are open for writing in the mount")
+        # No await between this check and the loan.
+        if use := self.use_of(root):
+            raise SnapshotIsolationError(f"{where}: {use}")
         read_only = params.read_only or snapshot.read_only
         facts = Facts(root=root, read_only=read_only, quota=params.quota)
         with self._lend(root):

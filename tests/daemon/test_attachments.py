@@ -270,7 +270,7 @@ def test_read_only_means_nothing_can_change(snapshot: Site, enter: Callable[...,
 def test_one_sandbox_at_a_time(snapshot: Site, enter: Callable[..., Inside]) -> None:
     enter()
 
-    with pytest.raises(SnapshotIsolationError, match="another sandbox"):
+    with pytest.raises(SnapshotIsolationError, match="a sandbox"):
         attach(snapshot.store, AttachParams(reference=SNAPSHOT))
 
 
@@ -336,7 +336,7 @@ def test_a_sandbox_goes_on_with_another_server(
     outside = snapshot.mountpoint / SNAPSHOT
     assert errno_of(lambda: (outside / "file").open("r+")) == errno.EBUSY
     assert (outside / "open").read_bytes() == b"before++"
-    with pytest.raises(SnapshotIsolationError, match="another sandbox"):
+    with pytest.raises(SnapshotIsolationError, match="a sandbox"):
         attach(snapshot.store, AttachParams(reference=SNAPSHOT))
     inside.end()
     wait_until(lambda: is_free(snapshot))
@@ -355,7 +355,7 @@ def test_a_sandbox_whose_descriptor_has_not_come_goes_on(
 
     end_server(snapshot)
 
-    with pytest.raises(SnapshotIsolationError, match="another sandbox"):
+    with pytest.raises(SnapshotIsolationError, match="a sandbox"):
         attach(snapshot.store, AttachParams(reference=SNAPSHOT))
     attachment.close()
     wait_until(lambda: is_free(snapshot))
