@@ -13,6 +13,9 @@ from kaifs.control.info import DaemonInfo, read_info
 from kaifs.daemon import lifecycle
 from kaifs.linux.mounts import find_mount
 from kaifs.linux.processes import ProcessId, is_running, send_signal, wait_end
+from kaifs.store.store import Store
+from kaifs.tree.forest import Forest
+from kaifs.tree.fsck import check
 
 POLL_S = 0.01
 
@@ -50,6 +53,20 @@ def is_dead(mountpoint: Path) -> bool:
     except OSError as error:
         return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     return False
+
+
+def check_store(path: Path) -> None:
+    """Check that fsck finds nothing in a store that nobody serves, before a recovery and after.
+
+    What the recovery makes is left to the next mount to make.
+    """
+    store = Store.open(path, wait_s=60)
+    try:
+        assert check(store) == []
+        Forest(store).recover()
+        assert check(store) == []
+    finally:
+        store.close(commit=False)
 
 
 @dataclass

@@ -28,7 +28,7 @@ from kaifs.service.testing import report_items
 from kaifs.service.verbs import VERBS
 from kaifs.store.store import Store
 from kaifs.tree.forest import Forest
-from kaifs.tree.fsck import check
+from tests.daemon.site import check_store
 from tests.daemon.users import (
     AGENT_OWNER,
     DONE,
@@ -207,9 +207,7 @@ def ground(request: pytest.FixtureRequest) -> Iterator[Ground]:
         yield found
         if is_mounted:
             lifecycle.umount(found.mountpoint)
-        store = Store.open(found.store)
-        assert check(store) == []
-        store.close()
+        check_store(found.store)
 
 
 def _fill(ground: Ground) -> None:

@@ -10,8 +10,7 @@ from kaifs.control.places import log_path
 from kaifs.meta.database import Table
 from kaifs.meta.index import CHECKED_MAX, CLOSED_NAME, INDEX_FILE
 from kaifs.store.store import INDEX_FOLDER, Store
-from kaifs.tree.fsck import check
-from tests.daemon.site import Site, server, wait_until
+from tests.daemon.site import Site, check_store, server, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -29,9 +28,7 @@ def large(mounted: Site) -> Iterator[Site]:
     store.database.write({Table.META: {b"ballast": BALLAST}})
     store.close()
     yield site
-    store = Store.open(site.store)
-    assert check(store) == []
-    store.close()
+    check_store(site.store)
 
 
 def index_file(site: Site) -> Path:

@@ -21,9 +21,7 @@ from kaifs.service.rollback import Params as RollbackParams
 from kaifs.service.seal import Params as SealParams
 from kaifs.service.snapshot import Params as SnapshotParams
 from kaifs.service.status import Params as StatusParams
-from kaifs.store.store import Store
-from kaifs.tree.fsck import check
-from tests.daemon.site import Site
+from tests.daemon.site import Site, check_store
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -129,11 +127,7 @@ def test_views_do_not_disturb_one_another_and_the_daemon_answers_meanwhile(
     assert all(steps for steps, _ in results)
     assert slowest_s < STATUS_MAX_S
     site.umount()
-    store = Store.open(site.store, wait_s=20)
-    try:
-        assert check(store) == []
-    finally:
-        store.close(commit=False)
+    check_store(site.store)
 
 
 def _check_barrier(site: Site, number: int) -> None:

@@ -23,10 +23,7 @@ from typing import Any
 import pytest
 
 from kaifs.control.info import DaemonInfo
-from kaifs.store.store import Store
-from kaifs.tree.forest import Forest
-from kaifs.tree.fsck import check
-from tests.daemon.site import Site, kill
+from tests.daemon.site import Site, check_store, kill
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -79,7 +76,7 @@ def test_what_was_fsynced_survives_sigkill_at_any_moment(site: Site, transport: 
         assert recorded, "a round that recorded nothing proves nothing"
         promised |= {folder / name: content for name, content in recorded.items()}
 
-        _check_store(site)
+        check_store(site.store)
         site.mount(f"transport={transport}", "commit=1")
 
         for path, content in promised.items():
@@ -335,22 +332,8 @@ def _change_until_killed(
     return calls, begun
 
 
-def _check_store(site: Site) -> None:
-    _check(site.store)
-
-
 def _check_copy(site: Site, folder: Path) -> None:
     """Check what a recovery makes, and leave it to the mount to make it."""
     shutil.copytree(site.store, folder, ignore=shutil.ignore_patterns("run"))
-    _check(folder)
+    check_store(folder)
     shutil.rmtree(folder)
-
-
-def _check(path: Path) -> None:
-    store = Store.open(path, wait_s=20)
-    try:
-        assert check(store) == []
-        Forest(store).recover()
-        assert check(store) == []
-    finally:
-        store.close(commit=False)

@@ -13,9 +13,7 @@ import pytest
 
 from kaifs.control.client import call
 from kaifs.service.snapshot import Params as SnapshotParams
-from kaifs.store.store import Store
-from kaifs.tree.fsck import check
-from tests.daemon.site import Site
+from tests.daemon.site import Site, check_store
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -34,11 +32,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 def remount(site: Site, transport: str) -> None:
     """Unmount, find nothing wrong, and mount again."""
     site.umount()
-    store = Store.open(site.store, wait_s=60)
-    try:
-        assert check(store) == []
-    finally:
-        store.close(commit=False)
+    check_store(site.store)
     site.mount(f"transport={transport}")
 
 

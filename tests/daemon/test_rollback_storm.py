@@ -17,9 +17,7 @@ from kaifs.control.client import call
 from kaifs.service.list_ import Params as ListParams
 from kaifs.service.rollback import Params as RollbackParams
 from kaifs.service.seal import Params as SealParams
-from kaifs.store.store import Store
-from kaifs.tree.fsck import check
-from tests.daemon.site import Site
+from tests.daemon.site import Site, check_store
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -144,9 +142,7 @@ def test_no_reader_sees_an_error_or_a_mixture_and_no_write_is_lost(
     backups = len(call(site.store, "list", ListParams(agent="agent")).versions) - len(CONTENTS)
     print(f"{transport}: {rollbacks} rollbacks, {backups} backups, {read=}"[:500])
     site.umount()
-    store = Store.open(site.store)
-    assert check(store) == []
-    store.close()
+    check_store(site.store)
 
 
 def _written(folder: Path) -> set[int]:

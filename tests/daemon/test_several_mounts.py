@@ -26,9 +26,7 @@ from kaifs.linux.processes import send_signal
 from kaifs.service.rollback import Params as RollbackParams
 from kaifs.service.seal import Params as SealParams
 from kaifs.service.snapshot import Params as SnapshotParams
-from kaifs.store.store import Store
-from kaifs.tree.fsck import check
-from tests.daemon.site import Site, kill_server, server, wait_until
+from tests.daemon.site import Site, check_store, kill_server, server, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -77,11 +75,7 @@ def errno_of(action: Callable[[], object]) -> int:
 def finish(site: Site) -> None:
     """Unmount what is left, and check the store."""
     site.umount()
-    store = Store.open(site.store)
-    try:
-        assert check(store) == []
-    finally:
-        store.close(commit=False)
+    check_store(site.store)
 
 
 def test_what_is_written_on_one_mount_is_read_on_the_other(tree: Site, mount: Mounter) -> None:
@@ -272,9 +266,7 @@ def test_mounts_go_one_by_one_and_the_daemon_with_the_last(tree: Site, mount: Mo
     assert lifecycle.umount(view).has_ended
 
     assert find_daemon(tree.store) is None
-    store = Store.open(tree.store)
-    assert check(store) == []
-    store.close(commit=False)
+    check_store(tree.store)
 
 
 def test_a_mount_that_came_and_went_leaves_nothing_open(tree: Site, mount: Mounter) -> None:

@@ -31,7 +31,16 @@ from kaifs.store.store import LOCK_NAME, Store
 from kaifs.store.superblock import SUPERBLOCK_NAME
 from kaifs.tree.forest import Forest
 from kaifs.tree.fsck import check
-from tests.daemon.site import Site, is_dead, kill, kill_server, server, wait_ended, wait_until
+from tests.daemon.site import (
+    Site,
+    check_store,
+    is_dead,
+    kill,
+    kill_server,
+    server,
+    wait_ended,
+    wait_until,
+)
 from tests.fuse.system_calls import give_name
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
@@ -126,15 +135,6 @@ def log_of(site: Site) -> str:
     return log_path(site.store).read_text()
 
 
-def check_store(site: Site) -> None:
-    store = Store.open(site.store)
-    try:
-        Forest(store).recover()
-        assert check(store) == []
-    finally:
-        store.close()
-
-
 # --- work ------------------------------------------------------------------------------------
 
 
@@ -173,7 +173,7 @@ def test_work_comes_to_the_same_while_servers_die(
 
     assert "bug" not in log_of(site)
     site.umount()
-    check_store(site)
+    check_store(site.store)
 
 
 def _work(folder: Path, work: str, sources: Path) -> "subprocess.Popen[bytes]":
@@ -247,7 +247,7 @@ def test_what_is_open_goes_on(
     for fd in (read, append, deleted, nameless, mapped, locked):
         os.close(fd)
     mounted.umount()
-    check_store(mounted)
+    check_store(mounted.store)
 
 
 def test_a_waiting_program_can_be_interrupted_while_nobody_serves(mounted: Site) -> None:
@@ -280,7 +280,7 @@ def test_what_was_unlinked_while_open_is_gone_after_the_mount(mounted: Site) -> 
     store = Store.open(mounted.store)
     assert store.unfinished_roots() == []
     store.close()
-    check_store(mounted)
+    check_store(mounted.store)
 
 
 def test_after_a_restart_what_is_unlinked_while_open_goes_when_it_is_closed(mounted: Site) -> None:
@@ -417,7 +417,7 @@ def test_a_change_is_made_once_wherever_the_server_dies(trap: Trap, place: str, 
     if place == "before-reply":
         assert log_of(trap.site).count("answered_again") >= len(chosen) - 2
     trap.site.umount()
-    check_store(trap.site)
+    check_store(trap.site.store)
 
 
 def test_a_thread_that_waits_for_the_kernel_keeps_no_successor_from_serving(trap: Trap) -> None:

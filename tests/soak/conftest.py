@@ -9,8 +9,7 @@ import pytest
 from kaifs.control.client import call
 from kaifs.service.snapshot import Params as SnapshotParams
 from kaifs.store.store import Store
-from kaifs.tree.fsck import check
-from tests.daemon.site import Site
+from tests.daemon.site import Site, check_store
 from tests.daemon.users import public_folder
 
 collect_ignore_glob = [] if os.environ.get("KAIFS_SOAK_S") else ["test_*.py"]
@@ -28,7 +27,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
         try:
             yield found
             found.umount()
-            assert findings(found.store) == []
+            check_store(found.store)
         finally:
             found.clear()
 
@@ -44,12 +43,3 @@ def folder(site: Site, request: pytest.FixtureRequest) -> Path:
     work.mkdir()
     work.chmod(0o777)
     return work
-
-
-def findings(path: Path) -> list[str]:
-    """Return what fsck finds in a store that nobody serves."""
-    store = Store.open(path, wait_s=60)
-    try:
-        return [str(finding) for finding in check(store)]
-    finally:
-        store.close(commit=False)
