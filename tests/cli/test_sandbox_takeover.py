@@ -9,26 +9,14 @@ from pathlib import Path
 import pytest
 
 from kaifs.control.client import find_daemon
-from kaifs.daemon import lifecycle
 from kaifs.sandbox.janitor import clean, find_group_folders, find_processes
 from kaifs.store.superblock import read_superblock
 from tests.cli.conftest import Shell
-from tests.daemon.site import Site, kill_server, wait_until
+from tests.daemon.site import Site, each_ending, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
 ROUNDS = int(os.environ.get("KAIFS_CRASH_ROUNDS", "2"))
-
-
-def _restart(site: Site) -> None:
-    site.infos.append(lifecycle.restart(site.mountpoint))
-
-
-@pytest.fixture(params=[kill_server, _restart])
-def end_server(request: pytest.FixtureRequest) -> Callable[[Site], None]:
-    """Each way in which a server may give way to the next one."""
-    found: Callable[[Site], None] = request.param
-    return found
 
 
 @pytest.fixture
@@ -54,6 +42,7 @@ def _feed(process: "subprocess.Popen[bytes]", line: bytes) -> bytes:
     return process.stdout.readline()
 
 
+@each_ending
 def test_a_command_in_a_sandbox_notices_nothing(
     bot: Shell, site: Site, end_server: Callable[[Site], None]
 ) -> None:
@@ -73,6 +62,7 @@ def test_a_command_in_a_sandbox_notices_nothing(
     assert log.read_text().split() == [str(number) for number in range(ROUNDS)]
 
 
+@each_ending
 def test_tests_come_to_their_verdict_and_are_committed(
     bot: Shell, site: Site, tmp_path: Path, end_server: Callable[[Site], None]
 ) -> None:

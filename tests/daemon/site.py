@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from kaifs.control.info import DaemonInfo, read_info
 from kaifs.daemon import lifecycle
 from kaifs.linux.mounts import find_mount
@@ -125,3 +127,14 @@ def kill_server(site: Site) -> None:
     before = server(site)
     send_signal(before.process, signal.SIGKILL)
     wait_until(lambda: server(site).pid != before.pid, 60)
+
+
+def restart(site: Site) -> None:
+    """Let a new server take over, on purpose."""
+    site.infos.append(lifecycle.restart(site.mountpoint))
+
+
+each_ending = pytest.mark.parametrize(
+    "end_server", [kill_server, restart], ids=["killed", "restarted"]
+)
+"""Runs a test with each way in which a server gives way to the next one."""

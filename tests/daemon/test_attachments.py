@@ -15,13 +15,12 @@ import pytest
 from kaifs.base.errors import MountBusyError, SnapshotIsolationError
 from kaifs.control.client import attach, call, find_daemon
 from kaifs.control.messages import AttachParams
-from kaifs.daemon import lifecycle
 from kaifs.daemon.lifecycle import served
 from kaifs.linux.mounts import mounts
 from kaifs.service.snapshot import Params as SnapshotParams
 from kaifs.store.store import Store
 from kaifs.tree.fsck import check
-from tests.daemon.site import Site, kill_server, server, wait_until
+from tests.daemon.site import Site, each_ending, kill_server, server, wait_until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -303,17 +302,7 @@ def test_files_opened_for_writing_before_a_takeover_keep_a_sandbox_out(
         attach(snapshot.store, AttachParams(reference=SNAPSHOT)).close()
 
 
-def _restart(site: Site) -> None:
-    site.infos.append(lifecycle.restart(site.mountpoint))
-
-
-@pytest.fixture(params=[kill_server, _restart])
-def end_server(request: pytest.FixtureRequest) -> Callable[[Site], None]:
-    """Each way in which a server may give way to the next one."""
-    found: Callable[[Site], None] = request.param
-    return found
-
-
+@each_ending
 def test_a_sandbox_goes_on_with_another_server(
     snapshot: Site, enter: Callable[..., Inside], end_server: Callable[[Site], None]
 ) -> None:
@@ -344,6 +333,7 @@ def test_a_sandbox_goes_on_with_another_server(
     assert enter().ask("open('file').read()") == "written outside"
 
 
+@each_ending
 def test_a_sandbox_whose_descriptor_has_not_come_goes_on(
     snapshot: Site, end_server: Callable[[Site], None]
 ) -> None:
@@ -361,6 +351,7 @@ def test_a_sandbox_whose_descriptor_has_not_come_goes_on(
     wait_until(lambda: is_free(snapshot))
 
 
+@each_ending
 def test_discarding_ends_a_sandbox_that_another_server_had(
     snapshot: Site, enter: Callable[..., Inside], end_server: Callable[[Site], None]
 ) -> None:

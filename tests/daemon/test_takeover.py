@@ -34,9 +34,11 @@ from kaifs.tree.fsck import check
 from tests.daemon.site import (
     Site,
     check_store,
+    each_ending,
     is_dead,
     kill,
     kill_server,
+    restart,
     server,
     wait_ended,
     wait_until,
@@ -117,20 +119,6 @@ def _sources(folder: Path) -> Path:
     return folder
 
 
-def restart(site: Site) -> None:
-    """Let a new server take over, on purpose."""
-    site.infos.append(lifecycle.restart(site.mountpoint))
-
-
-ENDINGS: dict[str, Callable[[Site], None]] = {"killed": kill_server, "restarted": restart}
-
-
-@pytest.fixture(params=list(ENDINGS))
-def end_server(request: pytest.FixtureRequest) -> Callable[[Site], None]:
-    """Each way in which a server may give way to the next one."""
-    return ENDINGS[request.param]
-
-
 def log_of(site: Site) -> str:
     return log_path(site.store).read_text()
 
@@ -138,6 +126,7 @@ def log_of(site: Site) -> str:
 # --- work ------------------------------------------------------------------------------------
 
 
+@each_ending
 @pytest.mark.parametrize("work", list(WORK))
 @pytest.mark.parametrize("view", ["whole", "view"])
 def test_work_comes_to_the_same_while_servers_die(
@@ -184,6 +173,7 @@ def _work(folder: Path, work: str, sources: Path) -> "subprocess.Popen[bytes]":
 # --- what is open ------------------------------------------------------------------------------
 
 
+@each_ending
 def test_what_is_open_goes_on(
     mounted: Site, tmp_path: Path, end_server: Callable[[Site], None]
 ) -> None:
