@@ -27,12 +27,20 @@ from kaifs.service.rollback import Params as RollbackParams
 from kaifs.service.seal import Params as SealParams
 from kaifs.store.store import LOCK_NAME
 from tests.daemon import test_rollback, test_several_mounts, test_takeover
-from tests.daemon.site import Site, is_dead, kill_server, server, wait_ended, wait_until
+from tests.daemon.site import (
+    Site,
+    check_store,
+    each_ending,
+    is_dead,
+    kill_server,
+    server,
+    wait_ended,
+    wait_until,
+)
 from tests.daemon.test_several_mounts import Mounter, finish
 from tests.daemon.test_several_mounts import mount as mount
 from tests.daemon.test_several_mounts import tree as tree
-from tests.daemon.test_takeover import check_store, log_of
-from tests.daemon.test_takeover import end_server as end_server
+from tests.daemon.test_takeover import log_of
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.slow]
 
@@ -116,6 +124,7 @@ test_what_was_written_before_a_rollback_is_in_the_backup = (
 test_an_open_file_stays_on_the_old_view = test_rollback.test_an_open_file_stays_on_the_old_view
 
 
+@each_ending
 @pytest.mark.parametrize("is_one_view", [False, True])
 def test_switches_and_takeovers_by_turns(
     site: Site, request: pytest.FixtureRequest, end_server: Ending, is_one_view: bool
@@ -134,7 +143,7 @@ def test_switches_and_takeovers_by_turns(
 
     site.umount()
     assert "invalidation_failed" not in log_of(site)
-    check_store(site)
+    check_store(site.store)
 
 
 @pytest.mark.parametrize("is_one_view", [False, True])
@@ -163,7 +172,7 @@ def test_what_a_server_could_not_tell_its_successor_tells(
     wait_until(lambda: (current / "file").read_text() == "old")
     check_shown(current, "old")
     site.umount()
-    check_store(site)
+    check_store(site.store)
 
 
 # --- takeover ---------------------------------------------------------------------------------
@@ -187,6 +196,7 @@ test_a_rollback_shows_on_every_mount = test_several_mounts.test_a_rollback_shows
 test_every_mount_survives_its_server = test_several_mounts.test_every_mount_survives_its_server
 
 
+@each_ending
 def test_a_rollback_shows_on_every_mount_after_a_takeover(
     tree: Site, mount: Mounter, end_server: Ending
 ) -> None:
@@ -258,4 +268,4 @@ def test_a_rollback_on_a_kernel_that_sends_nothing_again(mounted: Site) -> None:
 
     assert mounted.umount().has_ended
     assert find_mount(mounted.mountpoint) is None
-    check_store(mounted)
+    check_store(mounted.store)
