@@ -271,19 +271,24 @@ def test_mounts_go_one_by_one_and_the_daemon_with_the_last(tree: Site, mount: Mo
 
 def test_a_mount_that_came_and_went_leaves_nothing_open(tree: Site, mount: Mounter) -> None:
     info = server(tree)
-    opened = [Path(f"/proc/{pid}/fd") for pid in (info.pid, info.supervisor_pid)]
 
-    def come_and_go() -> list[int]:
+    def opened() -> int:
+        return sum(len(os.listdir(f"/proc/{one.pid}/fd")) for one in info.processes)
+
+    def come_and_go() -> None:
         view = mount("agent=agent,view=current")
         with pytest.raises(ViewTakenError):
             mount("agent=agent,view=current")
         lifecycle.umount(view)
         wait_until(lambda: len(server(tree).mounts) == 1)
-        return [len(os.listdir(folder)) for folder in opened]
 
-    before = come_and_go()
+    come_and_go()
+    before = opened()
+    for _ in range(5):
+        come_and_go()
 
-    assert [come_and_go() for _ in range(3)] == [before] * 3
+    # The server closes a conversation a moment after its client: one or two may count in either.
+    wait_until(lambda: opened() <= before)
     finish(tree)
 
 
