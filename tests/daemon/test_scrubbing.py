@@ -10,8 +10,6 @@ from typing import Final
 import pytest
 import trio
 
-from kaifs.base.types import BlockId
-from kaifs.blocks.segments import RECORD_HEADER_SIZE, segment_name
 from kaifs.control.client import call
 from kaifs.control.places import log_path
 from kaifs.daemon import scrubbing as module
@@ -22,9 +20,10 @@ from kaifs.meta.records import ScrubRecord, ScrubTally
 from kaifs.service.seal import Params as SealParams
 from kaifs.service.status import Params as StatusParams
 from kaifs.store.scrub import Read, find_scrub, put_scrub
-from kaifs.store.store import SEGMENT_FOLDER, Store, StoreOptions
+from kaifs.store.store import Store, StoreOptions
 from tests.daemon.site import Site, wait_until
 from tests.service.desk import Desk
+from tests.service.injury import flip_content
 
 INTERVAL_NS: Final = 30 * DAY_NS
 
@@ -70,20 +69,6 @@ def desk(tmp_path: Path) -> Iterator[SmallDesk]:
     assert len(desk.store.segments.sizes) > 3
     yield desk
     desk.store.close()
-
-
-def hurt(desk: Desk, path: bytes) -> BlockId:
-    """Flip a bit in the first block of a file of current."""
-    tree = desk.current("bot")
-    block = tree.content.extents(tree.resolve(path))[0].block
-    record = desk.store.payload.record(block)
-    segment = desk.path / SEGMENT_FOLDER / segment_name(record.segment)
-    with segment.open("r+b") as file:
-        file.seek(record.offset + RECORD_HEADER_SIZE + 5)
-        (byte,) = file.read(1)
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 32]))
-    return block
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -132,7 +117,7 @@ async def test_off_is_never(desk: SmallDesk) -> None:
 
 @pytest.mark.logs_errors
 async def test_what_it_finds_is_set_aside(desk: SmallDesk, looking: None) -> None:
-    hurt(desk, b"f3")
+    flip_content(desk, desk.current("bot"), b"f3")
     desk.clock.advance_ns(INTERVAL_NS)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(desk.scrubbing().run)
@@ -153,7 +138,7 @@ async def test_a_scrub_that_is_interrupted_goes_on_where_it_was(
     """Also in another process; what it had found was handled by then."""
     read: list[Path] = []
     original = Reader.read
-    hurt(desk, b"f0")
+    flip_content(desk, desk.current("bot"), b"f0")
 
     async def watched(self: Reader, part: Read) -> None:
         read.append(part.path)

@@ -14,7 +14,7 @@ import zstandard
 from msgspec.structs import replace as replaced
 
 from kaifs.base.errors import StoreDamagedError
-from kaifs.base.types import Ino
+from kaifs.base.types import BlockId, Ino
 from kaifs.blocks.segments import RECORD_HEADER_SIZE, segment_name
 from kaifs.meta import keys
 from kaifs.meta.database import Table
@@ -26,6 +26,7 @@ from kaifs.service.verify import Result, Validation
 from kaifs.store.nodes import node_key
 from kaifs.store.store import INDEX_FOLDER, SEGMENT_FOLDER
 from kaifs.tree.fsck import check
+from kaifs.tree.tree import Tree
 from tests.service.desk import Desk
 
 
@@ -68,15 +69,9 @@ class Injured:
     # --- segments ----------------------------------------------------------------------
 
     def flip_content(self, root_label: str, path: bytes, position: int = 0) -> None:
-        """Flip a byte of a file's first block where it is on the disk. Twice: it is healed."""
+        """Flip a bit of a file's first block where it is on the disk. Twice: it is healed."""
         tree = self.desk.forest.tree(self.version(root_label).root)
-        self.flip_block(tree.content.extents(tree.resolve(path))[0].block, position)
-
-    def flip_block(self, block: Any, position: int = 0) -> None:
-        record = self.desk.store.payload.record(block)
-        path = self.desk.path / SEGMENT_FOLDER / segment_name(record.segment)
-        flip(path, record.offset + RECORD_HEADER_SIZE + position)
-        self.desk.store.payload.abandon()
+        flip_content(self.desk, tree, path, position)
 
     # --- index -------------------------------------------------------------------------
 
@@ -180,6 +175,19 @@ def flip(path: Path, position: int) -> None:
         os.pwrite(fd, bytes([byte ^ 0x20]), position)
     finally:
         os.close(fd)
+
+
+def flip_block(desk: Desk, block: BlockId, position: int = 0) -> None:
+    """Flip a bit of a block's payload where it is on the disk."""
+    record = desk.store.payload.record(block)
+    path = desk.path / SEGMENT_FOLDER / segment_name(record.segment)
+    flip(path, record.offset + RECORD_HEADER_SIZE + position)
+    desk.store.payload.abandon()
+
+
+def flip_content(desk: Desk, tree: Tree, path: bytes, position: int = 0) -> None:
+    """Flip a bit of a file's first block where it is on the disk."""
+    flip_block(desk, tree.content.extents(tree.resolve(path))[0].block, position)
 
 
 def first_ino(desk: Desk, label: str, path: bytes) -> Ino:

@@ -25,7 +25,7 @@ from kaifs.store.nodes import node_key
 from kaifs.store.quarantine import quarantine_json
 from kaifs.store.registry import root_key
 from tests.service.desk import STRANGER, Desk
-from tests.service.injury import Injured
+from tests.service.injury import Injured, flip_block, flip_content
 
 pytestmark = pytest.mark.logs_errors
 """What is set aside is logged as an error."""
@@ -141,7 +141,7 @@ def test_a_version_is_released_only_when_it_is_whole_again(hurt: Injured) -> Non
         hurt.desk.run("quarantine-release", reference="bot@1.1.0")
     assert "own: block in segment" in str(refusal.value)
     assert hurt.labels() == ["1.0.0", "2.0.0"]
-    hurt.flip_block(damaged, 5)
+    flip_block(hurt.desk, damaged, 5)
     hurt.desk.run("quarantine-release", reference="bot@1.1.0")
 
     assert hurt.labels() == ["1.0.0", "1.1.0", "2.0.0"]
@@ -261,7 +261,7 @@ def test_current_falls_back_to_the_last_good_version(hurt: Injured) -> None:
 def test_what_cannot_be_sealed_as_a_backup_is_kept_as_a_snapshot(hurt: Injured) -> None:
     hurt.desk.run("policy", agent="bot", on_damage="fallback")
     ino = hurt.desk.write("bot", b"new", os.urandom(5000))
-    hurt.flip_block(hurt.desk.current("bot").content.extents(ino)[0].block)
+    flip_content(hurt.desk, hurt.desk.current("bot"), b"new")
 
     (fallback,) = hurt.result("bot").fallbacks
 

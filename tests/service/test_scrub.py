@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 
 from kaifs.base.errors import AccessDeniedError
-from kaifs.base.types import BlockId
-from kaifs.blocks.segments import RECORD_HEADER_SIZE, segment_name
-from kaifs.store.store import SEGMENT_FOLDER
 from tests.service.desk import STRANGER, Desk
+from tests.service.injury import flip_content
 
 PAYLOAD = b"a payload that fills a block " * 500
 
@@ -27,21 +25,6 @@ def bot(desk: Desk, tmp_path: Path) -> Desk:
     return desk
 
 
-def hurt(desk: Desk, agent: str, path: bytes) -> BlockId:
-    """Flip a bit in the first block of a file of current."""
-    tree = desk.current(agent)
-    block = tree.content.extents(tree.resolve(path))[0].block
-    record = desk.store.payload.record(block)
-    segment = desk.path / SEGMENT_FOLDER / segment_name(record.segment)
-    with segment.open("r+b") as file:
-        file.seek(record.offset + RECORD_HEADER_SIZE + 5)
-        (byte,) = file.read(1)
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 32]))
-    desk.store.payload.abandon()
-    return block
-
-
 def test_a_healthy_store_has_nothing_to_tell(bot: Desk) -> None:
     found = bot.run("scrub")
 
@@ -51,7 +34,7 @@ def test_a_healthy_store_has_nothing_to_tell(bot: Desk) -> None:
 
 @pytest.mark.logs_errors
 def test_everything_that_holds_a_damaged_block_is_named_and_nothing_else(bot: Desk) -> None:
-    hurt(bot, "bot", b"lib/big")
+    flip_content(bot, bot.current("bot"), b"lib/big")
 
     found = bot.run("scrub")
 
@@ -64,7 +47,7 @@ def test_everything_that_holds_a_damaged_block_is_named_and_nothing_else(bot: De
 
 
 def test_a_block_with_a_twin_is_healed_and_nobody_is_set_aside(bot: Desk) -> None:
-    hurt(bot, "bot", b"lib/big")
+    flip_content(bot, bot.current("bot"), b"lib/big")
     bot.write("bot", b"lib/again", PAYLOAD)
 
     found = bot.run("scrub")

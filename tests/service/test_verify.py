@@ -30,7 +30,7 @@ from kaifs.store.payload import block_key
 from kaifs.tree.integrity import segment_state, settling_ns
 from kaifs.tree.tree import AttributeChange
 from tests.service.desk import OWNER, STRANGER, Desk
-from tests.service.injury import Injured
+from tests.service.injury import Injured, flip_content
 from tests.service.lab import Lab, suite
 
 pytestmark = pytest.mark.logs_errors
@@ -478,8 +478,8 @@ def test_blocks_of_current_and_of_snapshots_are_read(hurt: Injured) -> None:
 
 
 def test_a_damaged_block_of_current_is_named_and_told(hurt: Injured) -> None:
-    ino = hurt.desk.write("bot", b"new", os.urandom(5000))
-    hurt.flip_block(hurt.desk.current("bot").content.extents(ino)[0].block)
+    hurt.desk.write("bot", b"new", os.urandom(5000))
+    flip_content(hurt.desk, hurt.desk.current("bot"), b"new")
 
     found = hurt.verify("bot")["bot"]
 
