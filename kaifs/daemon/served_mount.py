@@ -68,6 +68,7 @@ class ServedMount:
         """Set when no request comes any more."""
         self.unsettled = unsettled
         self.invalidator = Invalidator(self.namespace, transport.notifier, unsettled)
+        handlers.drop_listings = self.invalidator.drop_listings
         self.taken: set[RootId] = set()
         """Roots that this mount alone writes and caches."""
         self._helper = helper

@@ -8,7 +8,7 @@ Everything but `fsync` and `mkdir` (in `@snapshots/`) is done without a wait, so
 sees another half done.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import msgspec
 
@@ -53,6 +53,8 @@ class Handlers:
         """STATFS requests so far: the barrier's marker."""
         self.background_seen = 0
         """READs and WRITEs so far: what the kernel's limit of background requests is about."""
+        self.drop_listings: Callable[[Sequence[KernelNode]], None] = lambda _nodes: None
+        """Has the kernel forget the listings of directories, some time. Never blocks."""
         self.are_opens_told = True
         """Whether the kernel tells of each open; if not, any file may be open for writing."""
         self._sync = sync
@@ -154,13 +156,12 @@ class Handlers:
         self.namespace.rename(parent, name, new_parent, new_name, flags, caller)
 
     def readdir(self, node: KernelNode, cookie: int) -> Iterator[Listed]:
-        """Yield the entries after *cookie*. Call `listed` for each that the reply has room for."""
+        """Yield the entries after *cookie*. Call `listed` with what the reply has room for."""
         return self.namespace.readdir(node, cookie)
 
-    def listed(self, entry: Listed) -> None:
-        """Note that *entry* is in a reply."""
-        if entry.counted:
-            self.namespace.remember(entry.attributes.node)
+    def listed(self, nodes: Sequence[KernelNode]) -> None:
+        """Note that a reply to READDIRPLUS names *nodes*."""
+        self.namespace.remember_all(nodes)
 
     def _told(self, attributes: Attributes) -> Attributes:
         """Note that the kernel gets to know a node."""

@@ -10,7 +10,7 @@ does it, never a handler.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 LISTING_WAIT_S: Final = 0.02
 """Seconds that requests wait, at a switch, for an old listing to be dropped."""
+BACKLOG_MAX: Final = 10_000
+"""Invalidations in the queue beyond which none is put there for speed alone."""
 
 
 class Notifier(Protocol):
@@ -159,6 +161,15 @@ class Invalidator:
             self._put(name)
         for node in nodes:
             self._put(_StaleNode(node))
+
+    def drop_listings(self, nodes: Sequence[KernelNode]) -> None:
+        """Let the kernel ask for the listings of *nodes* again, which are not wrong. Does not block.
+
+        Not while much else is to be told.
+        """
+        if self._put_count - self._done_count < BACKLOG_MAX:
+            for node in nodes:
+                self._put(_StaleNode(node))
 
     async def wait_idle(self) -> None:
         """Wait until the kernel knows of every change so far. Not from a handler."""

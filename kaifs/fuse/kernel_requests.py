@@ -16,6 +16,7 @@ from kaifs.base.types import NAME_MAX, KernelNode
 from kaifs.fuse import protocol as p
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.protocol import Init, Opcode, SetAttr
+from kaifs.fuse.walks import Listing, Listings, Walks
 from kaifs.tree.tree import AttributeChange
 from kaifs.views.attributes import Attributes, Caller, Listed
 from kaifs.views.namespace import Namespace
@@ -116,7 +117,7 @@ class Refusal(Exception):
 class Request:
     """The request that lies in the buffer. There is one, filled anew for each."""
 
-    __slots__ = ("gid", "node", "opcode", "size", "uid", "unique", "view")
+    __slots__ = ("gid", "node", "opcode", "pid", "size", "uid", "unique", "view")
 
     def __init__(self, view: memoryview) -> None:
         self.view = view
@@ -126,12 +127,20 @@ class Request:
         self.node = KernelNode(0)
         self.uid = 0
         self.gid = 0
+        self.pid = 0
+        """The thread that made the request; 0: the kernel, or one that cannot be named here."""
 
     def load(self) -> None:
         """Take in the header of what was read into the buffer."""
-        self.size, self.opcode, self.unique, self.node, self.uid, self.gid = _unpack_header(
-            self.view
-        )
+        (
+            self.size,
+            self.opcode,
+            self.unique,
+            self.node,
+            self.uid,
+            self.gid,
+            self.pid,
+        ) = _unpack_header(self.view)
 
     @property
     def caller(self) -> Caller:
@@ -175,6 +184,8 @@ class Requests:
         self._forget_pages = forget_pages
         self._discard_pages = discard_pages
         self._forget_attributes = forget_attributes
+        self._walks = Walks(handlers.namespace, lambda nodes: handlers.drop_listings(nodes))
+        self._listings = Listings(handlers)
         self._setxattr_size = p.SETXATTR_SHORT
         self._masks = False
         """Whether the kernel leaves the umask to us."""
@@ -381,34 +392,60 @@ class Requests:
         return b""
 
     def _readdir(self, request: Request) -> Reply:
+        return self._listing(request, self._names)
+
+    def _readdirplus(self, request: Request) -> Reply:
+        return self._listing(request, self._entries)
+
+    def _listing(self, request: Request, make: Callable[[KernelNode, int, int], Listing]) -> Reply:
         _, cookie, room = p.READ_IN.unpack_from(request.view, p.BODY)
+        node, pid = request.node, request.pid
+        if not self._walks.is_walking(pid):
+            return make(node, cookie, room).reply
+        found = self._listings.get(node, cookie, room, make)
+        self._walks.listed(pid, node, found.folders)
+        return found.reply
+
+    def _names(self, node: KernelNode, cookie: int, room: int) -> Listing:
         parts: list[bytes] = []
-        for found in self._handlers.readdir(request.node, cookie):
+        for found in self._handlers.readdir(node, cookie):
             dirent = _dirent(found)
             room -= len(dirent)
             if room < 0:
                 break
             parts.append(dirent)
-        return b"".join(parts)
+        return Listing(b"".join(parts))
 
-    def _readdirplus(self, request: Request) -> Reply:
-        _, cookie, room = p.READ_IN.unpack_from(request.view, p.BODY)
+    def _entries(self, node: KernelNode, cookie: int, room: int) -> Listing:
         parts: list[bytes] = []
-        for found in self._handlers.readdir(request.node, cookie):
+        nodes: list[KernelNode] = []
+        folders: list[KernelNode] = []
+        is_known = True
+        for found in self._handlers.readdir(node, cookie):
+            attributes = found.attributes
             # Node id 0 tells the kernel not to look the entry up by the way.
-            entry = _entry(found.attributes) if found.counted else _UNKNOWN
+            entry = _entry(attributes) if found.counted else _UNKNOWN
             dirent = _dirent(found)
             room -= len(entry) + len(dirent)
             if room < 0:
                 break
             parts += (entry, dirent)
-            self._handlers.listed(found)
-        return b"".join(parts)
+            if found.counted:
+                nodes.append(attributes.node)
+                if stat.S_ISDIR(attributes.mode):
+                    folders.append(attributes.node)
+            elif found.name not in (b".", b".."):
+                is_known = False
+        self._handlers.listed(nodes)
+        return Listing(b"".join(parts), nodes, folders, is_known)
 
     # --- inodes ------------------------------------------------------------------------
 
     def _getattr(self, request: Request) -> Reply:
-        return _attributes(self._handlers.getattr(request.node))
+        found = self._handlers.getattr(request.node)
+        if stat.S_ISREG(found.mode):
+            self._walks.asked(request.pid, found)
+        return _attributes(found)
 
     def _statx(self, request: Request) -> Reply:
         return _statx(self._handlers.getattr(request.node))

@@ -15,8 +15,8 @@ OLDEST_MINOR: Final = 31
 EPOCH_MINOR: Final = 44
 """Since when all names can be made stale at once."""
 
-IN_HEADER: Final = Struct("=IIQQII8x")
-"""len, opcode, unique, nodeid, uid, gid; then pid, total_extlen, padding."""
+IN_HEADER: Final = Struct("=IIQQIII4x")
+"""len, opcode, unique, nodeid, uid, gid, pid; then total_extlen, padding."""
 BODY: Final = IN_HEADER.size
 """Where in a message the fields of its opcode begin."""
 OUT_HEADER: Final = Struct("=IiQ")

@@ -293,7 +293,8 @@ class Pyfuse3Operations(pyfuse3.Operations):
             entry = self._entry(found.attributes, known=found.counted)
             if not pyfuse3.readdir_reply(token, FileNameT(found.name), entry, found.cookie):
                 break
-            self.handlers.listed(found)
+            if found.counted:
+                self.handlers.listed((found.attributes.node,))
 
     @_answered
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -10,6 +10,7 @@ moment, for as long as it lasts.
 """
 
 from array import array
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -118,6 +119,17 @@ class KnownNodes:
         if not page[place]:
             page[_USED] += 1
         page[place] += 1
+
+    def remember_all(self, nodes: Iterable[KernelNode]) -> None:
+        """Count one reply that named all *nodes*."""
+        pages = self._pages
+        for node in nodes:
+            page = pages.get(node >> _PAGE_BITS)
+            place = node & _IN_PAGE
+            if page is not None and page[place]:
+                page[place] += 1
+            else:
+                self.remember(node)
 
     def _add_page(self, node: KernelNode) -> "array[int]":
         page = self._pages[node >> _PAGE_BITS] = array("Q", _EMPTY)

@@ -12,10 +12,11 @@ What a request changes outside trees (an agent, a snapshot) goes through
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import IntFlag
+from itertools import islice
 from typing import Final, Protocol
 
 import msgspec
@@ -572,6 +573,38 @@ class Namespace:
             attributes, counted = self._listed(found.node, stat.S_IFDIR)
             yield Listed(found.name, found.position + _DOT_DOT_COOKIE, attributes, counted)
 
+    def folders_above(self, node: KernelNode) -> Iterator[KernelNode]:
+        """Yield the directories of the view above a file, by one of its paths, the nearest first."""
+        root, ino = self._split(node)
+        if root == VIRTUAL_ROOT:
+            return
+        links = self._tree(root).links
+        while ino != TOP_INO and (found := links(ino)):
+            ino = found[0][0]
+            yield self.shown_node(kernel_node(root, ino))
+
+    def stamp(self, node: KernelNode) -> tuple[int, ...] | None:
+        """Return what stays the same as long as nothing changes in the view that has *node*.
+
+        None: it can change in other ways, or is in no tree.
+        """
+        root_id = self._split(node)[0]
+        if root_id == VIRTUAL_ROOT or root_id in self._foreign:
+            return None
+        root = self._tree(root_id).root
+        return root_id, root.changes, root.top
+
+    def folders_in(self, node: KernelNode, limit: int) -> tuple[int, list[KernelNode]]:
+        """Look through the first *limit* entries of a directory in a view.
+
+        Returns:
+            How many entries that were, and the directories among them that the kernel knows.
+        """
+        root, ino = self._split(node)
+        entries = list(islice(self._tree(root).entries(ino), limit))
+        nodes = (kernel_node(root, one.ino) for one in entries if one.type == stat.S_IFDIR)
+        return len(entries), [one for one in nodes if one in self.known]
+
     def _listed(self, node: KernelNode, kind: int) -> tuple[Attributes, bool]:
         """Return the attributes of what a listing names, and whether the kernel gets to know it.
 
@@ -1108,6 +1141,14 @@ class Namespace:
                 # Known by whatever name.
                 self.known.remember(meant)
         self.known.remember(node)
+
+    def remember_all(self, nodes: Sequence[KernelNode]) -> None:
+        """Count a reply that named all *nodes*."""
+        if nodes and min(nodes) > MAX_INO:
+            self.known.remember_all(nodes)
+        else:
+            for node in nodes:
+                self.remember(node)
 
     def forget(self, node: KernelNode, lookups: int) -> None:
         """Take *lookups* off the count of *node*; reap it if it was unlinked and is now unknown."""

@@ -131,6 +131,7 @@ class Server:
         mount = make_transport(name, self.handlers, pace)
         self.mount = mount
         self.invalidator = Invalidator(self.namespace, mount.notifier)
+        self.handlers.drop_listings = self.invalidator.drop_listings
         mount.mount(
             mountpoint,
             MountOptions(read_only=options.get("ro", False), flags=("dev", "suid")),

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import trio
 
 from kaifs.base.types import KernelNode
+from kaifs.fuse import invalidate
 from kaifs.fuse.invalidate import Invalidator
 from kaifs.store.changes import AgentAdded, HeadSwitched
 from kaifs.views.namespace import MountScope, Namespace
@@ -125,4 +127,23 @@ async def test_a_call_that_blocks_does_not_hold_up_the_loop() -> None:
     await invalidator.wait_idle()
 
     assert len(diary.told) == 2
+    invalidator.stop()
+
+
+async def test_listings_are_dropped_for_speed_only_while_little_else_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(invalidate, "BACKLOG_MAX", 1)
+    replied = threading.Event()
+    diary = Diary(replied.wait)
+    invalidator = Invalidator(namespace_of_all(), diary)
+
+    invalidator.drop_listings([KernelNode(1), KernelNode(2)])
+    invalidator.drop_listings([KernelNode(3)])
+    replied.set()
+    await invalidator.wait_idle()
+    invalidator.drop_listings([KernelNode(4)])
+    await invalidator.wait_idle()
+
+    assert diary.told == [(1,), (2,), (4,)]
     invalidator.stop()
