@@ -47,7 +47,7 @@ class KernelEnd:
         return self._sent
 
     def send_raw(self, message: bytes) -> None:
-        """Send what may be no request at all."""
+        """Send what need not be a request."""
         self._socket.send(message)
 
     def received(self) -> list[Answer]:
@@ -72,6 +72,15 @@ class KernelEnd:
                 self.connection.terminate()
         finally:
             self.close()
+
+    async def answer_to(self, unique: int) -> Answer:
+        """Wait for the answer to a request, and return it; what came before is dropped."""
+        with trio.fail_after(60):
+            while True:
+                for answer in self.received():
+                    if answer.unique == unique:
+                        return answer
+                await trio.lowlevel.wait_readable(self._socket)
 
     async def idle(self) -> list[Answer]:
         """Wait until the server has nothing to do, and return what came."""
