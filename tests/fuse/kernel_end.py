@@ -43,7 +43,7 @@ class KernelEnd:
         """Send a request, and return its `unique`."""
         self._sent += 2
         size = p.BODY + len(body)
-        self.send_raw(p.IN_HEADER.pack(size, opcode, self._sent, node, uid, uid) + body)
+        self.send_raw(p.IN_HEADER.pack(size, opcode, self._sent, node, uid, uid, 0) + body)
         return self._sent
 
     def send_raw(self, message: bytes) -> None:
