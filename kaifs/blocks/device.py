@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +37,17 @@ class Device(Protocol):
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Return up to *size* bytes from *offset*; fewer only at the end of the file."""
+        ...
+
+    def is_cached(self, name: str, offset: int, size: int) -> bool:
+        """Return whether `read` need not wait for the disk; else the disk is asked, without a wait."""
+        ...
+
+    def fetcher(self, ranges: Sequence[tuple[str, int, int]]) -> Callable[[], None]:
+        """Return what brings *ranges* (name, offset, size) into memory; any thread may call it.
+
+        It blocks for the disk. What cannot be read is for `read` to tell.
+        """
         ...
 
     def truncate(self, name: str, size: int) -> None:
@@ -66,8 +79,12 @@ class FileDevice:
             self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise _failure(error) from error
+        self._path = folder
         self._files: dict[str, int] = {}
         self._unsynced_names: set[str] = set()
+        self._tells_cached = True
+        """Whether the system can read what is in memory alone; false on some file systems."""
+        self._byte = [bytearray(1)]
 
     def names(self) -> list[str]:
         """Return the names of the files, sorted."""
@@ -115,6 +132,32 @@ class FileDevice:
             return os.pread(self._open(name), size, offset)
         except OSError as error:
             raise _failure(error) from error
+
+    def is_cached(self, name: str, offset: int, size: int) -> bool:
+        """Return whether first and last byte are in memory, by RWF_NOWAIT of preadv2(2)."""
+        if not self._tells_cached:
+            return True
+        fd = self._open(name)
+        try:
+            os.preadv(fd, self._byte, offset, os.RWF_NOWAIT)
+            os.preadv(fd, self._byte, offset + size - 1, os.RWF_NOWAIT)
+        except BlockingIOError:
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+            return False
+        except OSError as error:
+            # What else is wrong is for `read` to find.
+            self._tells_cached = error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+        return True
+
+    def fetcher(self, ranges: Sequence[tuple[str, int, int]]) -> Callable[[], None]:
+        """Return what brings *ranges* into memory. It opens files anew: ours may be closed by then."""
+
+        def fetch() -> None:
+            for name, offset, size in ranges:
+                with suppress(OSError), open(self._path / name, "rb", buffering=0) as file:
+                    os.pread(file.fileno(), size, offset)
+
+        return fetch
 
     def truncate(self, name: str, size: int) -> None:
         """Cut a file to *size* bytes."""

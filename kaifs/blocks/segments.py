@@ -9,7 +9,7 @@ journal leads it counts, and the rest is cut off.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -377,6 +377,23 @@ class Segments:
         if len(stored) < stored_size:
             raise ChecksumMismatchError(f"segment {segment} ends inside a block")
         return stored
+
+    def is_cached(self, segment: SegmentId, offset: int, stored_size: int) -> bool:
+        """Return whether `read_stored` need not wait for the disk, as `Device.is_cached`."""
+        start = offset + RECORD_HEADER_SIZE
+        return self._device.is_cached(segment_name(segment), start, stored_size)
+
+    def fetcher(self, records: Iterable[tuple[SegmentId, int, int]]) -> Callable[[], None]:
+        """Return what brings the stored bytes of *records* into memory, as `Device.fetcher`.
+
+        They are given as arguments of `read_stored`.
+        """
+        return self._device.fetcher(
+            [
+                (segment_name(segment), offset + RECORD_HEADER_SIZE, stored_size)
+                for segment, offset, stored_size in records
+            ]
+        )
 
     def read_header(self, segment: SegmentId, offset: int) -> RecordHeader:
         """Return the header of the record at *offset*.

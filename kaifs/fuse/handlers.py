@@ -4,13 +4,14 @@ They add to the name space what belongs to a connection: lookup counts, which
 inodes are open for writing, how many STATFS came, and what a request has to
 wait for. Ints and bytes in, plain values out, `KaifsError` if it cannot be.
 
-Everything but `fsync` and `mkdir` (in `@snapshots/`) is done without a wait, so no request ever
-sees another half done.
+Everything but `fsync`, `read_cold` and `mkdir` (in `@snapshots/`) is done without a wait, so no
+request ever sees another half done.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import msgspec
+import trio
 
 from kaifs.base.types import KernelNode, RootId, split_kernel_node
 from kaifs.tree.tree import AttributeChange
@@ -226,9 +227,20 @@ class Handlers:
         return node
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Return up to *size* bytes; fewer only at the end of the file."""
+        """Return up to *size* bytes; fewer only at the end of the file.
+
+        Raises:
+            ColdBlockError: the disk takes its time: `read_cold` waits for it.
+        """
         self.background_seen += 1
-        return self.namespace.read(_node_of(handle), offset, size)
+        return self.namespace.read(_node_of(handle), offset, size, wait=False)
+
+    async def read_cold(self, handle: int, offset: int, size: int) -> bytes:
+        """Do what `read` does, and let others have their turn while the disk is at work."""
+        node = _node_of(handle)
+        fetch = self.namespace.fetcher(node, offset, size)
+        await trio.to_thread.run_sync(fetch, abandon_on_cancel=True)
+        return self.namespace.read(node, offset, size)
 
     def write(
         self,

@@ -17,6 +17,7 @@ from kaifs.fuse import protocol as p
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.protocol import Init, Opcode, SetAttr
 from kaifs.fuse.walks import Listing, Listings, Walks
+from kaifs.store.payload import ColdBlockError
 from kaifs.tree.tree import AttributeChange
 from kaifs.views.attributes import Attributes, Caller, Listed
 from kaifs.views.namespace import Namespace
@@ -528,7 +529,11 @@ class Requests:
 
     def _read(self, request: Request) -> Reply:
         _, offset, size = p.READ_IN.unpack_from(request.view, p.BODY)
-        return self._handlers.read(request.node, offset, size)
+        handlers, node = self._handlers, request.node
+        try:
+            return handlers.read(node, offset, size)
+        except ColdBlockError:
+            return Later(lambda: handlers.read_cold(node, offset, size))
 
     def _write(self, request: Request) -> Reply:
         _, offset, size, flags = p.WRITE_IN.unpack_from(request.view, p.BODY)

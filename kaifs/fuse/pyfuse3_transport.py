@@ -43,6 +43,7 @@ from kaifs.fuse.entry_layout import find_stat_ino_offset
 from kaifs.fuse.errno_map import replies
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.mounting import MountOptions
+from kaifs.store.payload import ColdBlockError
 from kaifs.tree.tree import AttributeChange
 from kaifs.views.attributes import FOREVER_S, Attributes, Caller, FileSystemSpace
 
@@ -264,7 +265,10 @@ class Pyfuse3Operations(pyfuse3.Operations):
     @_answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Answer READ."""
-        return self.handlers.read(fh, off, size)
+        try:
+            return self.handlers.read(fh, off, size)
+        except ColdBlockError:
+            return await self.handlers.read_cold(fh, off, size)
 
     @_answered
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:

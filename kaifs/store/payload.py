@@ -7,9 +7,12 @@ only after the old block's checksum was verified and its bytes were compared.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Protocol
+from time import perf_counter_ns
+from typing import Final, Protocol
 
 from kaifs.base.digest import checksum
 from kaifs.base.errors import ChecksumMismatchError, NoSpaceError, StoreIOError
@@ -21,6 +24,16 @@ from kaifs.meta.records import BLOCK, BlockRecord
 from kaifs.store.pending import Pending
 
 _RECORD_CACHE = 16384
+
+PATIENCE_NS: Final = 200_000
+"""How long a read that should not wait does: most disks answer in that time, and a thread that
+waits instead costs as much."""
+PATIENCE_BYTES: Final = 1 << 17
+"""Larger blocks take longer."""
+
+
+class ColdBlockError(Exception):
+    """A block must come from the disk, and who asked does not wait."""
 
 
 class Counters(Protocol):
@@ -193,17 +206,21 @@ class Payload:
         """The id that the next new block gets."""
         return self._counters.block
 
-    def read(self, block: BlockId) -> bytes:
-        """Return the payload of *block*, verified.
+    def read(self, block: BlockId, *, wait: bool = True) -> bytes:
+        """Return the payload of *block*, verified; *wait* for the disk or not.
 
         Raises:
             ChecksumMismatchError: it is missing or damaged.
+            ColdBlockError: it is on a disk that takes its time. See `fetcher`.
         """
         payload = self._cache.get(block)
         if payload is not None:
             self._cache.move_to_end(block)
             return payload
-        payload = self.read_stored(self.record(block))
+        record = self.record(block)
+        if not (wait or self._comes_soon(record)):
+            raise ColdBlockError
+        payload = self.read_stored(record)
         self._cache[block] = payload
         self._cached += len(payload)
         while self._cached > self._cache_bytes:
@@ -224,6 +241,31 @@ class Payload:
                 f"block in segment {record.segment} at {record.offset} is damaged"
             )
         return payload
+
+    def _comes_soon(self, record: BlockRecord) -> bool:
+        """Return whether a block is in memory, or gets there while one can wait for it."""
+        place = record.segment, record.offset, record.stored_size
+        if self._segments.is_cached(*place):
+            return True
+        if record.stored_size > PATIENCE_BYTES:
+            return False
+        until = perf_counter_ns() + PATIENCE_NS
+        while perf_counter_ns() < until:
+            os.sched_yield()
+            if self._segments.is_cached(*place):
+                return True
+        return False
+
+    def fetcher(self, blocks: Iterable[BlockId]) -> Callable[[], None]:
+        """Return what brings the stored bytes of *blocks* into memory, as `Device.fetcher`.
+
+        Raises:
+            ChecksumMismatchError: the index does not have one of them.
+        """
+        cold = (self.record(block) for block in blocks if block not in self._cache)
+        return self._segments.fetcher(
+            (record.segment, record.offset, record.stored_size) for record in cold
+        )
 
     def move(self, block: BlockId) -> bool:
         """Append a copy of *block* and let the index lead there. For gc.

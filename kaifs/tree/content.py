@@ -7,6 +7,7 @@ Splitting an extent shares its block; it never copies payload.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from kaifs.base.types import FILE_SIZE_MAX, BlockId, Ino
@@ -43,24 +44,26 @@ class Content:
             found.append(decode_extent(keys.number_at_end(key), value))
         return found
 
-    def load(self, extent: Extent) -> bytes:
-        """Return the bytes of one extent.
+    def load(self, extent: Extent, *, wait: bool = True) -> bytes:
+        """Return the bytes of one extent; *wait* for the disk or not.
 
         Raises:
             ChecksumMismatchError: its block is damaged.
+            ColdBlockError: as `Payload.read`.
         """
         if not extent.block:
             return extent.inline
-        payload = self._payload.read(extent.block)
+        payload = self._payload.read(extent.block, wait=wait)
         if extent.length == len(payload):
             return payload
         return payload[extent.block_offset : extent.block_offset + extent.length]
 
-    def read(self, ino: Ino, start: int, stop: int) -> bytes:
+    def read(self, ino: Ino, start: int, stop: int, *, wait: bool = True) -> bytes:
         """Return file bytes [start, stop), which must lie inside the file; holes are zeros.
 
         Raises:
             ChecksumMismatchError: a block is damaged.
+            ColdBlockError: as `Payload.read`, unless it is to *wait*.
         """
         pieces: list[bytes] = []
         position = start
@@ -68,7 +71,7 @@ class Content:
             if extent.offset > position:
                 pieces.append(bytes(extent.offset - position))
                 position = extent.offset
-            payload = self.load(extent)
+            payload = self.load(extent, wait=wait)
             skip = position - extent.offset
             take = min(extent.stop, stop) - position
             pieces.append(payload if take == len(payload) else payload[skip : skip + take])
@@ -76,6 +79,11 @@ class Content:
         if position < stop:
             pieces.append(bytes(stop - position))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def fetcher(self, ino: Ino, start: int, stop: int) -> Callable[[], None]:
+        """Return what brings file bytes [start, stop) into memory, as `Payload.fetcher`."""
+        extents = self.extents(ino, start, stop)
+        return self._payload.fetcher(extent.block for extent in extents if extent.block)
 
     def write(self, ino: Ino, offset: int, payload: bytes | memoryview, size: int) -> int:
         """Put *payload* at *offset*. Return by how many bytes the covered part grew.

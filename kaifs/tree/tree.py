@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
@@ -815,17 +815,22 @@ class Tree:
 
     # --- content -----------------------------------------------------------------------
 
-    def read(self, ino: Ino, offset: int, size: int) -> bytes:
+    def read(self, ino: Ino, offset: int, size: int, *, wait: bool = True) -> bytes:
         """Return up to *size* bytes from *offset*; fewer only at the end of the file.
 
         Raises:
             ChecksumMismatchError: a block is damaged.
+            ColdBlockError: a block must come from the disk, and this is not to *wait*.
             FileError: as read(2).
         """
         inode = self.inode(ino)
         _check_regular(inode)
         stop = min(offset + size, inode.size)
-        return self.content.read(ino, offset, stop) if stop > offset else b""
+        return self.content.read(ino, offset, stop, wait=wait) if stop > offset else b""
+
+    def fetcher(self, ino: Ino, offset: int, size: int) -> Callable[[], None]:
+        """Return what brings that part of a file into memory, for any thread to call."""
+        return self.content.fetcher(ino, offset, offset + size)
 
     def write(
         self,

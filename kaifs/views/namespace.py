@@ -915,16 +915,25 @@ class Namespace:
             tree.set_attributes(ino, change, self.now_ns(), kill_privileges=caller.uid != 0)
         return True
 
-    def read(self, node: KernelNode, offset: int, size: int) -> bytes:
-        """Return up to *size* bytes from *offset*; fewer only at the end of the file."""
+    def read(self, node: KernelNode, offset: int, size: int, *, wait: bool = True) -> bytes:
+        """Return up to *size* bytes from *offset*; fewer only at the end of the file.
+
+        Raises:
+            ColdBlockError: it takes time to read them, and this is not to *wait*.
+        """
         root, ino = self._split(node)
         if root == VIRTUAL_ROOT:
             return self._folders.content(ino)[offset : offset + size]
         tree = self._tree(root)
         try:
-            return tree.read(ino, offset, size)
+            return tree.read(ino, offset, size, wait=wait)
         except (ChecksumMismatchError, StoreDamagedError) as error:
             raise self._damaged(root, ino, error) from error
+
+    def fetcher(self, node: KernelNode, offset: int, size: int) -> Callable[[], None]:
+        """Return what brings that part of a file into memory, for any thread to call."""
+        root, ino = self._split(node)
+        return self._tree(root).fetcher(ino, offset, size)
 
     def write(
         self,

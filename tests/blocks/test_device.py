@@ -1,5 +1,6 @@
 """A folder of files below the segments; errors of the system become ours."""
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -126,6 +127,58 @@ def test_a_file_that_cannot_be_synced_is_an_error(device: FileDevice) -> None:
 
     with pytest.raises(StoreIOError):
         device.sync("a")
+
+
+def test_what_is_not_in_memory_is_asked_for(device: FileDevice, tmp_path: Path) -> None:
+    """Dropped from memory where the file system can do without it; tmpfs cannot."""
+    content = os.urandom(1 << 20)
+    device.create("a")
+    device.write("a", 0, content)
+    device.sync("a")
+    assert device.is_cached("a", 0, len(content))
+    with open(tmp_path / "a", "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    device.is_cached("a", 0, len(content))
+    device.fetcher([("a", 0, len(content)), ("absent", 0, 1)])()
+
+    assert device.is_cached("a", 0, len(content))
+    assert device.read("a", 0, len(content)) == content
+
+
+@pytest.mark.parametrize(("error", "waits"), [(errno.EAGAIN, True), (errno.EIO, False)])
+def test_what_must_wait_is_told_and_what_fails_is_left_to_read(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch, error: int, waits: bool
+) -> None:
+    device.create("a")
+    device.write("a", 0, b"hello")
+
+    def preadv(*arguments: object) -> int:
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "preadv", preadv)
+        assert device.is_cached("a", 0, 5) is not waits
+
+    assert device.is_cached("a", 0, 5)
+
+
+def test_where_the_system_cannot_tell_reads_wait(
+    device: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    device.create("a")
+    device.write("a", 0, b"hello")
+
+    def preadv(*arguments: object) -> int:
+        calls.append(arguments)
+        raise OSError(errno.EOPNOTSUPP, "not there")
+
+    monkeypatch.setattr(os, "preadv", preadv)
+
+    assert device.is_cached("a", 0, 5)
+    assert device.is_cached("a", 0, 5)
+    assert len(calls) == 1
 
 
 def test_a_file_past_the_process_limit_is_no_space(device: FileDevice) -> None:

@@ -20,10 +20,11 @@ from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.kernel_transport import KernelMount
 from kaifs.fuse.mounting import MountOptions
 from kaifs.fuse.transports import Pace, Transport, make_transport
-from kaifs.store.store import Store
+from kaifs.store.store import SEGMENT_FOLDER, Store
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
 from tests.fuse.older_kernel import pretend
+from tests.store.disks import StalledDevice
 from tests.views.plain_actions import PlainActions
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,11 @@ log = logging.getLogger(__name__)
 class Server:
     """One mounted store that tests can order about."""
 
-    def __init__(self, store: Store, options: dict[str, Any]) -> None:
+    def __init__(
+        self, store: Store, options: dict[str, Any], device: StalledDevice | None = None
+    ) -> None:
         self.store = store
+        self.device = device
         self.forest = Forest(store)
         self.forest.recover()
         self.actions = PlainActions(self.forest)
@@ -107,6 +111,11 @@ class Server:
                 return self.barriers
             case "inodes":
                 return self.store.root(self.store.get_agent(arguments[0]).head).inodes
+            case "is-asked":
+                return self.device is not None and self.device.asked.is_set()
+            case "wake":
+                assert self.device is not None, "no disk stands still"
+                self.device.woken.set()
             case "break":
                 self._break(arguments[0])
             case _:
@@ -168,8 +177,13 @@ def main() -> None:
     """Serve until stdin ends."""
     logging.basicConfig(level=logging.INFO)
     path, mountpoint, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    store = Store.open(path) if (path / "segments").exists() else Store.create(path)
-    server = Server(store, options)
+    device: StalledDevice | None = None
+    if (path / SEGMENT_FOLDER).exists():
+        device = StalledDevice(path / SEGMENT_FOLDER) if options.get("stalled") else None
+        store = Store.open(path, device=device)
+    else:
+        store = Store.create(path)
+    server = Server(store, options, device)
     for agent in options.get("agents", []):
         if store.find_agent(agent) is None:
             server.actions.make_agent_owned(agent, os.getuid(), os.getgid())

@@ -1,9 +1,12 @@
-"""A real disk that is soon full."""
+"""Disks that are soon full, or stand still."""
 
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from kaifs.blocks.device import FileDevice
 
 
 @contextmanager
@@ -15,3 +18,27 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+class StalledDevice(FileDevice):
+    """A disk with nothing in memory, which lets who fetches from it wait until it is woken."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.asked = threading.Event()
+        self.woken = threading.Event()
+
+    def is_cached(self, name: str, offset: int, size: int) -> bool:
+        """Return False."""
+        return False
+
+    def fetcher(self, ranges: Sequence[tuple[str, int, int]]) -> Callable[[], None]:
+        """Wait, then fetch."""
+        fetch = super().fetcher(ranges)
+
+        def wait() -> None:
+            self.asked.set()
+            assert self.woken.wait(60), "nobody woke the disk"
+            fetch()
+
+        return wait

@@ -1,6 +1,7 @@
 """Blocks are shared when they are equal byte for byte, and never trusted unread."""
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from kaifs.base.errors import ChecksumMismatchError, StoreIOError
 from kaifs.base.types import BlockId
 from kaifs.blocks.device import FileDevice
 from kaifs.meta.database import Table
-from kaifs.store.payload import block_key, split_ids
+from kaifs.store import payload
+from kaifs.store.payload import PATIENCE_BYTES, ColdBlockError, block_key, split_ids
 from kaifs.store.store import SEGMENT_FOLDER, Store, StoreOptions
 
 
@@ -111,6 +113,59 @@ def test_a_block_on_a_bad_sector_does_not_stop_writing(tmp_path: Path) -> None:
     assert store.payload.read(block) == b"hello"
     assert not store.payload.move(lost)
     store.close()
+
+
+class ColdDevice(FileDevice):
+    """A disk whose blocks come into memory when they have been asked for so many times."""
+
+    asks = 0
+
+    def is_cached(self, name: str, offset: int, size: int) -> bool:
+        self.asks -= 1
+        return self.asks < 0
+
+
+@pytest.fixture
+def cold(tmp_path: Path) -> Iterator[tuple[Store, ColdDevice]]:
+    path = tmp_path / "cold"
+    Store.create(path).close()
+    device = ColdDevice(path / SEGMENT_FOLDER)
+    store = Store.open(path, device=device)
+    yield store, device
+    store.close()
+
+
+def test_who_does_not_wait_is_told_that_the_disk_takes_its_time(
+    cold: tuple[Store, ColdDevice],
+) -> None:
+    store, device = cold
+    block = store.payload.put(b"hello")
+    device.asks = 1_000_000
+
+    with pytest.raises(ColdBlockError):
+        store.payload.read(block, wait=False)
+
+    store.payload.fetcher([block])()
+    assert store.payload.read(block) == b"hello"
+    assert store.payload.read(block, wait=False) == b"hello", "kept in memory"
+    store.payload.fetcher([block])()
+
+
+def test_a_small_block_is_waited_for_a_moment(
+    cold: tuple[Store, ColdDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, device = cold
+    monkeypatch.setattr(payload, "PATIENCE_NS", 60 * 10**9)
+    small = store.payload.put(b"hello")
+    large = store.payload.put(random.Random(0).randbytes(PATIENCE_BYTES + 1))
+
+    device.asks = 3
+    assert store.payload.read(small, wait=False) == b"hello"
+    device.asks = 1
+    with pytest.raises(ColdBlockError):
+        store.payload.read(large, wait=False)
+    device.asks = 0
+    assert len(store.payload.read(large, wait=False)) == PATIENCE_BYTES + 1
 
 
 def test_a_missing_block_is_damage(store: Store) -> None:
