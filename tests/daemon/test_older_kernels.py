@@ -178,6 +178,15 @@ def test_what_a_server_could_not_tell_its_successor_tells(
 # --- takeover ---------------------------------------------------------------------------------
 
 
+@each_ending
+def test_work_comes_to_the_same_while_servers_die(
+    site: Site, tmp_path: Path, end_server: Ending
+) -> None:
+    test_takeover.test_work_comes_to_the_same_while_servers_die(
+        site, tmp_path, "random load", "view", end_server
+    )
+
+
 test_what_is_open_goes_on = test_takeover.test_what_is_open_goes_on
 test_after_a_restart_what_is_unlinked_while_open_goes_when_it_is_closed = (
     test_takeover.test_after_a_restart_what_is_unlinked_while_open_goes_when_it_is_closed
