@@ -205,6 +205,7 @@ class _Daemon:
             self._drop_if_superseded,
             self._lend,
             self._succession,
+            _pace(settings.options),
             leaving=self._leaving,
         )
         means = Means(self._own_context, self._flush, self._commit_change, self._changing)

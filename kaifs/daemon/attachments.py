@@ -30,7 +30,7 @@ from kaifs.daemon.succession import Succession
 from kaifs.fuse.handlers import Handlers, Told
 from kaifs.fuse.kernel_requests import Agreement, Features
 from kaifs.fuse.kernel_transport import KernelConnection
-from kaifs.fuse.transports import Terms
+from kaifs.fuse.transports import NO_HURRY, Pace, Terms
 from kaifs.meta.records import RootState
 from kaifs.service.context import Context
 from kaifs.service.reference import resolve_snapshot
@@ -86,6 +86,8 @@ class Attachments:
     """Called when `lent` has changed."""
     succession: Succession
     """Has a successor go on with the connections."""
+    pace: Pace = NO_HURRY
+    """What is spent for speed on each."""
     lent: set[RootId] = field(default_factory=set)
     """Roots that a sandbox has."""
     on_damage: Callable[[RootId, str], None] = lambda _root, _where: None
@@ -261,7 +263,7 @@ class Attachments:
                 access_lists=False,
             )
         identity = None if terms is None else terms.identity
-        connection = KernelConnection(loan.device, handlers, features, identity=identity)
+        connection = KernelConnection(loan.device, handlers, features, self.pace, identity)
         if loan.is_taken_over:
             agreed = None if terms is None else Agreement(terms.minor, terms.flags, features)
             connection.resume(agreed, namespace.forest.store.answer)
