@@ -78,6 +78,8 @@ class Payload:
         """Bytes of each segment that records of blocks in the index take up."""
         self.is_full = False
         """Whether new blocks are refused, though the disk may have a little room."""
+        self.shifts = 0
+        """How often an old block was put elsewhere, or forgotten."""
         self.revived: set[BlockId] | None = None
         """While gc runs: the old blocks that were named anew."""
 
@@ -281,6 +283,7 @@ class Payload:
             return False
         header = RecordHeader(block, record.codec, record.stored_size, record.size, record.checksum)
         segment, offset = self._append_record(header, stored)
+        self.shifts += 1
         self.live[record.segment] -= record_size(record.stored_size)
         self._set_record(
             block,
@@ -310,6 +313,7 @@ class Payload:
         codec, stored = self._compressor.encode(payload)
         header = RecordHeader(block, codec, len(stored), len(payload), damaged.checksum)
         segment, offset = self._append_record(header, stored)
+        self.shifts += 1
         self.live[damaged.segment] -= record_size(damaged.stored_size)
         record = BlockRecord(segment, offset, len(stored), len(payload), codec, damaged.checksum)
         self._set_record(block, record)
@@ -336,6 +340,7 @@ class Payload:
             self._pending.put(Table.DIGESTS, record.checksum, b"".join(map(block_key, rest)))
         elif ids:
             self._pending.delete(Table.DIGESTS, record.checksum)
+        self.shifts += 1
         freed = record_size(record.stored_size)
         self.live[record.segment] -= freed
         return freed

@@ -78,6 +78,11 @@ class Pending:
                         found.add(key)
         return sorted(found)
 
+    def unwritten(self, table: Table) -> list[bytes]:
+        """Return the keys of records that differ from those in LMDB, or may."""
+        batches = (self._in_flight, self._running)
+        return [key for batch in batches if batch is not None for key in batch[table]]
+
     def take(self) -> Batch:
         """Begin a commit: return what it must write. One at a time."""
         assert self._in_flight is None, "a commit is in flight already"

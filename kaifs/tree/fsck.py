@@ -13,9 +13,9 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeVar
 
-from kaifs.base.digest import CHECKSUM_SIZE, SHA256_SIZE
+from kaifs.base.digest import SHA256_SIZE
 from kaifs.base.errors import (
     BadLabelError,
     BadNameError,
@@ -50,11 +50,13 @@ from kaifs.meta.records import (
     encode_dir_index,
 )
 from kaifs.store.differing import differing
-from kaifs.store.payload import split_ids
+from kaifs.store.payload import block_key, split_ids
 from kaifs.store.registry import NO_ROOT, check_agent_name, check_snapshot_name
 from kaifs.store.roots import Root
 from kaifs.store.store import COUNTERS_KEY, Store
 from kaifs.tree.btree import BTree
+
+T = TypeVar("T")
 
 INVARIANTS: Final = {
     1: "every id in use is smaller than the counter that gives the next one",
@@ -83,6 +85,10 @@ INVARIANTS: Final = {
 
 STEP: Final = 1000
 """Things checked between two yields."""
+BLOCK_STEP: Final = 50
+"""The same for blocks, each of which may be a read from the disk."""
+ATTEMPTS: Final = 3
+"""How often blocks are counted in steps, until none of them moves meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +110,16 @@ class Finding:
 
 def check(store: Store) -> list[Finding]:
     """Return everything that is wrong with an open store. Changes nothing that counts."""
-    steps = check_steps(store)
+    return _result(check_steps(store))
+
+
+def _result(steps: Generator[int, None, T]) -> T:
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            findings: list[Finding] = end.value
-            return findings
+            result: T = end.value
+            return result
 
 
 def check_steps(store: Store) -> Generator[int, None, list[Finding]]:
@@ -146,8 +155,8 @@ class _Check:
         if not (yield from self._check_records()):
             # Checks that lean on records would only stumble over the same ones.
             return self._findings
-        # No step between the two: live bytes must be those of the same blocks.
-        self._check_blocks()
+        yield from self._check_digests()
+        yield from self._check_blocks()
         self._check_tail()
         yield self._checked
         self._check_registry()
@@ -204,48 +213,93 @@ class _Check:
             assert value is not None, "no step since the keys were listed"
             yield key, value
 
-    def _check_blocks(self) -> None:
-        store = self._store
-        self._block_stop = store.payload.next_block
-        live = dict.fromkeys(store.segments.sizes, 0)
-        blocks = self._blocks = _Blocks(self._block_stop)
-        strays: dict[BlockId, BlockRecord] = {}
-        for key, value in self._records(Table.BLOCKS):
-            block = BlockId(int.from_bytes(key, "big"))
-            record = BLOCK.decode(value)
-            if block < self._block_stop:
+    def _check_digests(self) -> Iterator[int]:
+        pending, database = self._store.pending, self._store.database
+        # First what a commit may put behind the scan.
+        for key in pending.unwritten(Table.DIGESTS):
+            self._check_digest(key)
+        start = b""
+        while found := database.scan(Table.DIGESTS, start, STEP):
+            for key in found:
+                self._check_digest(key)
+            start = found[-1] + b"\0"
+            yield self._checked
+
+    def _check_digest(self, key: bytes) -> None:
+        for block in split_ids(self._store.pending.get(Table.DIGESTS, key)):
+            record = self._block(block)
+            if record is None:
+                self._find(14, f"digest {key.hex()}", f"block {block} is not in the index")
+            elif record.checksum != key:
+                self._find(14, f"digest {key.hex()}", f"block {block} has another checksum")
+
+    def _block(self, block: BlockId) -> BlockRecord | None:
+        value = self._store.pending.get(Table.BLOCKS, block_key(block))
+        return None if value is None else BLOCK.decode(value)
+
+    def _check_blocks(self) -> Iterator[int]:
+        """Check each block, and that segments count the bytes of all."""
+        payload = self._store.payload
+        stop = self._block_stop = payload.next_block
+        blocks = self._blocks = _Blocks(stop)
+        for number in range(1, stop):
+            block = BlockId(number)
+            record = self._block(block)
+            if record is not None:
                 blocks.add(block, record)
-            else:
-                strays[block] = record
-            self._check_block(block, record, live)
-        for key, value in self._records(Table.DIGESTS):
-            for block in split_ids(value):
-                if block in strays:
-                    continue
-                if blocks.size(block) is None:
-                    self._find(14, f"digest {key.hex()}", f"block {block} is not in the index")
-                    continue
-                if blocks.checksum(block) != key:
-                    self._find(14, f"digest {key.hex()}", f"block {block} has another checksum")
-                blocks.note_indexed(block)
-        for block in blocks.not_indexed():
-            self._find(14, f"block {block}", "no digest leads to it")
+                self._check_block(block, record)
+            if number % BLOCK_STEP == 0:
+                self._checked += BLOCK_STEP
+                yield self._checked
+        strays = self._store.database.scan(Table.BLOCKS, block_key(BlockId(payload.next_block)))
         if strays:
-            self._find(1, f"block {max(strays)}", "the counter of blocks is behind it")
-        blocks.forget_checksums()
+            self._find(
+                1,
+                f"block {int.from_bytes(strays[-1], 'big')}",
+                "the counter of blocks is behind it",
+            )
+        for _ in range(ATTEMPTS):
+            shifts = payload.shifts
+            live = yield from self._live_bytes(stop)
+            if payload.shifts == shifts:
+                break
+        else:
+            # Without a step in between.
+            live = _result(self._live_bytes(stop))
+        # Nor here: what was written meanwhile.
+        for number in range(stop, payload.next_block):
+            self._count_live(live, self._block(BlockId(number)))
+        for key in strays:
+            self._count_live(live, self._block(BlockId(int.from_bytes(key, "big"))))
         self._check_segments(live)
 
-    def _check_block(self, block: BlockId, record: BlockRecord, live: dict[SegmentId, int]) -> None:
-        """Check that a block is where the index has it; add what it takes to *live*."""
-        segments = self._store.segments
-        size = segments.sizes.get(record.segment)
-        stop = record.offset + record_size(record.stored_size)
-        if size is None or stop > size:
+    def _live_bytes(self, stop: int) -> Generator[int, None, dict[SegmentId, int]]:
+        """Return what blocks below *stop* take in each segment, by the index."""
+        live = dict.fromkeys(self._store.segments.sizes, 0)
+        for number in range(1, stop):
+            self._count_live(live, self._block(BlockId(number)))
+            if number % STEP == 0:
+                yield self._checked
+        return live
+
+    def _count_live(self, live: dict[SegmentId, int], record: BlockRecord | None) -> None:
+        if record is not None and self._is_inside(record):
+            live[record.segment] = live.get(record.segment, 0) + record_size(record.stored_size)
+
+    def _is_inside(self, record: BlockRecord) -> bool:
+        size = self._store.segments.sizes.get(record.segment)
+        return size is not None and record.offset + record_size(record.stored_size) <= size
+
+    def _check_block(self, block: BlockId, record: BlockRecord) -> None:
+        """Check that a block is where the index has it, and that it can be found by its digest."""
+        digest = self._store.pending.get(Table.DIGESTS, record.checksum)
+        if block not in split_ids(digest):
+            self._find(14, f"block {block}", "no digest leads to it")
+        if not self._is_inside(record):
             self._find(4, f"block {block}", f"lies outside segment {record.segment}")
             return
-        live[record.segment] += record_size(record.stored_size)
         try:
-            header = segments.read_header(record.segment, record.offset)
+            header = self._store.segments.read_header(record.segment, record.offset)
         except (ChecksumMismatchError, StoreDamagedError) as error:
             self._find(4, f"block {block}", error.subject)
             return
@@ -259,8 +313,9 @@ class _Check:
                 store.segments.check_header(segment)
             except (StoreDamagedError, FormatError) as error:
                 self._find(15, f"segment {segment}", error.subject)
-            if live[segment] != store.payload.live.get(segment):
-                text = f"{live[segment]} bytes are alive, not {store.payload.live.get(segment)}"
+            alive = live.get(segment, 0)
+            if alive != store.payload.live.get(segment):
+                text = f"{alive} bytes are alive, not {store.payload.live.get(segment)}"
                 self._find(15, f"segment {segment} of {size} bytes", text)
             if segment >= store.next_segment:
                 self._find(1, f"segment {segment}", "the counter of segments is behind it")
@@ -489,7 +544,7 @@ class _Check:
 
 
 class _Blocks:
-    """What trees and digests must know of every block, by id, in arrays: 25 bytes each.
+    """What trees must know of every block, by id, in an array: 8 bytes each.
 
     Ids are dense but for what gc has freed.
     """
@@ -497,36 +552,15 @@ class _Blocks:
     def __init__(self, stop: int) -> None:
         """Have room for ids below *stop*."""
         self._sizes = array("q", [-1]) * stop
-        self._checksums = bytearray(CHECKSUM_SIZE * stop)
-        self._is_indexed = bytearray(stop)
 
     def add(self, block: BlockId, record: BlockRecord) -> None:
         """Take in a block."""
         self._sizes[block] = record.size
-        self._checksums[CHECKSUM_SIZE * block : CHECKSUM_SIZE * (block + 1)] = record.checksum
 
     def size(self, block: BlockId) -> int | None:
         """Return the bytes of a block's payload, None if the index does not have it."""
         size = self._sizes[block] if block < len(self._sizes) else -1
         return None if size < 0 else size
-
-    def checksum(self, block: BlockId) -> bytes:
-        """Return the checksum of a block that there is."""
-        return bytes(self._checksums[CHECKSUM_SIZE * block : CHECKSUM_SIZE * (block + 1)])
-
-    def note_indexed(self, block: BlockId) -> None:
-        """Note that a digest leads to a block that there is."""
-        self._is_indexed[block] = 1
-
-    def not_indexed(self) -> Iterator[BlockId]:
-        """Yield the blocks to which none leads, growing."""
-        for number, size in enumerate(self._sizes):
-            if size >= 0 and not self._is_indexed[number]:
-                yield BlockId(number)
-
-    def forget_checksums(self) -> None:
-        """Give the memory back that only digests needed."""
-        self._checksums.clear()
 
 
 class _TreeCheck:

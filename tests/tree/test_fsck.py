@@ -750,6 +750,26 @@ def test_a_tree_may_change_while_it_is_checked(
         assert count > 20
 
 
+@pytest.mark.parametrize("moves", [1, 10_000], ids=["once", "without an end"])
+def test_blocks_may_move_while_they_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    """By gc: what was counted before would be missed where it is now."""
+    monkeypatch.setattr("kaifs.tree.fsck.STEP", 2)
+    monkeypatch.setattr("kaifs.tree.fsck.BLOCK_STEP", 2)
+    with planted(tmp_path / "store", StoreOptions(segment_size=20_000)) as grove:
+        for number in range(20):
+            grove.put(b"f%d" % number, b"%d " % number * 900)
+        payload = grove.store.payload
+        blocks = [BlockId(number) for number in range(1, payload.next_block)]
+        for count, findings in enumerate(checking(grove)):
+            if count < moves:
+                # Back and forth: to the segment at the end, which grows.
+                assert payload.move(blocks[count % len(blocks)])
+            assert findings == []
+        assert payload.shifts == min(count + 1, moves)
+
+
 def checking(grove: Grove) -> Iterator[list[str]]:
     """Check in steps; yield before each what was found at the end, so far nothing."""
     steps = check_steps(grove.store)
