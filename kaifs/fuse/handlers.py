@@ -9,10 +9,12 @@ request ever sees another half done.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 
 import msgspec
 import trio
 
+from kaifs.base.errors import NoSpaceError, StoreIOError
 from kaifs.base.types import KernelNode, RootId, split_kernel_node
 from kaifs.tree.tree import AttributeChange
 from kaifs.views.attributes import Attributes, Caller, FileSystemSpace, Listed
@@ -72,6 +74,15 @@ class Handlers:
         """Go on with what another process has told at its end."""
         self.namespace.adopt(told.remembered)
         self._writers = {KernelNode(node): opens for node, opens in told.writers.items()}
+
+    def settle_look(self) -> None:
+        """As `settle`, for a request that has only looked: nobody waits for what it writes.
+
+        What it has seen may be of a change that could not be written. Who made that was told,
+        and everybody else must be able to read.
+        """
+        with suppress(NoSpaceError, StoreIOError):
+            self.settle()
 
     # --- names ------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from typing import Final
 
 import trio
 
+from kaifs.base.errors import NoSpaceError, StoreIOError
 from kaifs.base.types import KernelNode
 from kaifs.fuse import protocol as p
 from kaifs.fuse.errno_map import errno_of
@@ -103,7 +104,8 @@ class KernelConnection:
         self._waiting: dict[int, trio.CancelScope] = {}
         """Requests that may be interrupted, by their `unique`."""
         self._counts = [0] * 64
-        self._settle = handlers.settle
+        self._handlers = handlers
+        self._settle, self._settle_look = handlers.settle, handlers.settle_look
         self._requests = Requests(
             handlers,
             features,
@@ -332,6 +334,7 @@ class KernelConnection:
             else:
                 self._reply_error(request.unique, errno.ENOSYS)
             return
+        reply: Reply = None
         try:
             reply = handler(request)
             if reply.__class__ is bytes:
@@ -340,17 +343,34 @@ class KernelConnection:
                 self._settle()
         except Refusal as refusal:
             self._reply_error(request.unique, refusal.errno)
+            return
+        except (NoSpaceError, StoreIOError) as error:
+            # As `Handlers.settle_look`: the handler is done, and has only looked.
+            if reply is None or opcode not in p.LOOKS:
+                self._reply_error(request.unique, errno_of(error, _name_of(opcode)))
+                if reply is not None:
+                    self._distrust(request.node)
+                return
         # A bug answers EIO and is logged; the server goes on.
         except Exception as error:  # noqa: BLE001
             self._reply_error(request.unique, errno_of(error, _name_of(opcode)))
-        else:
-            if reply.__class__ is bytes:
-                size = _OUT_HEADER_SIZE + len(reply)
-                self._send([_pack_out_header(size, 0, request.unique), reply])
-            elif isinstance(reply, Later):
-                self._answer_later(request, reply)
-            elif reply is not None:
-                self._reply(request.unique, reply)
+            return
+        if reply.__class__ is bytes:
+            size = _OUT_HEADER_SIZE + len(reply)
+            self._send([_pack_out_header(size, 0, request.unique), reply])
+        elif isinstance(reply, Later):
+            self._answer_later(request, reply)
+        elif reply is not None:
+            self._reply(request.unique, reply)
+
+    def _distrust(self, node: KernelNode) -> None:
+        """Have the kernel ask again what it knows of *node*: what was refused is done nevertheless.
+
+        It goes with the next record that can be written.
+        """
+        if self._requests.minor >= p.EPOCH_MINOR:
+            self.expire_names()
+        self._handlers.drop_listings([node])
 
     def _reply(self, unique: int, reply: bytes | list[bytes]) -> None:
         parts = reply if isinstance(reply, list) else [reply]
@@ -379,7 +399,9 @@ class KernelConnection:
                         self._waiting[unique] = scope
                     reply = await later.work()
                     # No await from here on: between the journal and the reply is this request only.
-                    if isinstance(reply, bytes):
+                    if opcode in p.LOOKS:
+                        self._settle_look()
+                    elif isinstance(reply, bytes):
                         self._settle((self.identity, unique, reply))
                     else:
                         self._settle()

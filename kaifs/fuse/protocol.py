@@ -120,6 +120,26 @@ class Opcode(IntEnum):
     COPY_FILE_RANGE_64 = 53
 
 
+LOOKS: Final = frozenset(
+    {
+        Opcode.INIT,
+        Opcode.LOOKUP,
+        Opcode.GETATTR,
+        Opcode.STATX,
+        Opcode.READLINK,
+        Opcode.OPEN,
+        Opcode.READ,
+        Opcode.LSEEK,
+        Opcode.STATFS,
+        Opcode.GETXATTR,
+        Opcode.LISTXATTR,
+        Opcode.READDIR,
+        Opcode.READDIRPLUS,
+    }
+)
+"""Requests that change nothing; a truncation at open(2) comes as SETATTR."""
+
+
 class Notify(IntEnum):
     """What a server tells the kernel unasked."""
 

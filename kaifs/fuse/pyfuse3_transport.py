@@ -16,6 +16,7 @@ mount of this kind.
 import ctypes
 import functools
 import logging
+import os
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
@@ -68,6 +69,19 @@ def _answered(request: _Request[P, R]) -> _Request[P, R]:
     return settled
 
 
+def _looked(request: _Request[P, R]) -> _Request[P, R]:
+    """As `_answered`, for a request that changes nothing."""
+
+    @replies(FUSEError)
+    @functools.wraps(request)
+    async def settled(self: "Pyfuse3Operations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        reply = await request(self, *args, **kwargs)
+        self.handlers.settle_look()
+        return reply
+
+    return settled
+
+
 class Pyfuse3Operations(pyfuse3.Operations):
     """Turns pyfuse3's calls into calls of handlers. `flush` and `poll` stay unimplemented.
 
@@ -115,7 +129,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
 
     # --- names ------------------------------------------------------------------------
 
-    @_answered
+    @_looked
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
@@ -200,7 +214,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
 
     # --- inodes -----------------------------------------------------------------------
 
-    @_answered
+    @_looked
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Answer GETATTR."""
         return self._entry(self.handlers.getattr(_node(inode)))
@@ -226,12 +240,12 @@ class Pyfuse3Operations(pyfuse3.Operations):
         )
         return self._entry(self.handlers.setattr(_node(inode), change))
 
-    @_answered
+    @_looked
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Answer READLINK."""
         return FileNameT(self.handlers.readlink(_node(inode)))
 
-    @_answered
+    @_looked
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """Answer GETXATTR."""
         return self.handlers.getxattr(_node(inode), name)
@@ -243,7 +257,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
         """Answer SETXATTR; pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE by GETXATTR."""
         self.handlers.setxattr(_node(inode), name, value)
 
-    @_answered
+    @_looked
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
         """Answer LISTXATTR."""
         return self.handlers.listxattr(_node(inode))
@@ -255,14 +269,16 @@ class Pyfuse3Operations(pyfuse3.Operations):
 
     # --- open files -------------------------------------------------------------------
 
-    @_answered
+    @_looked
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Answer OPEN. Cached pages stay: only the kernel's own requests change a file."""
         handle = self.handlers.open(_node(inode), flags, _caller(ctx))
+        if flags & os.O_TRUNC:
+            self.handlers.settle()
         cached = self.handlers.is_cached(_node(inode))
         return FileInfo(fh=FileHandleT(handle), keep_cache=cached, direct_io=not cached)
 
-    @_answered
+    @_looked
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Answer READ."""
         try:
@@ -285,12 +301,12 @@ class Pyfuse3Operations(pyfuse3.Operations):
         """Answer RELEASE."""
         self.handlers.release(fh)
 
-    @_answered
+    @_looked
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Answer OPENDIR."""
         return FileHandleT(self.handlers.opendir(_node(inode)))
 
-    @_answered
+    @_looked
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """Answer READDIRPLUS. Node id 0 tells the kernel not to look an entry up by the way."""
         for found in self.handlers.readdir(KernelNode(fh), start_id):
@@ -300,7 +316,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
             if found.counted:
                 self.handlers.listed((found.attributes.node,))
 
-    @_answered
+    @_looked
     async def releasedir(self, fh: FileHandleT) -> None:
         """Answer RELEASEDIR."""
 
@@ -311,7 +327,7 @@ class Pyfuse3Operations(pyfuse3.Operations):
 
     # --- the file system ----------------------------------------------------------------
 
-    @_answered
+    @_looked
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Answer STATFS."""
         return _statvfs(self.handlers.statfs())

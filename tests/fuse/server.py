@@ -9,33 +9,40 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from kaifs.base.types import RootId
+from kaifs.blocks.device import FileDevice
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.invalidate import Invalidator
 from kaifs.fuse.kernel_transport import KernelMount
 from kaifs.fuse.mounting import MountOptions
 from kaifs.fuse.transports import Pace, Transport, make_transport
-from kaifs.store.store import SEGMENT_FOLDER, Store
+from kaifs.store.store import SEGMENT_FOLDER, Store, StoreOptions
 from kaifs.tree.forest import Forest
 from kaifs.views.namespace import MountScope, Namespace
 from tests.fuse.older_kernel import pretend
-from tests.store.disks import StalledDevice
+from tests.store.disks import RefusingDevice, StalledDevice
 from tests.views.plain_actions import PlainActions
 
 log = logging.getLogger(__name__)
 
 
+_DEVICES: dict[str, Callable[[Path], FileDevice]] = {
+    "healthy": FileDevice,
+    "stalled": StalledDevice,
+    "refusing": RefusingDevice,
+}
+
+
 class Server:
     """One mounted store that tests can order about."""
 
-    def __init__(
-        self, store: Store, options: dict[str, Any], device: StalledDevice | None = None
-    ) -> None:
+    def __init__(self, store: Store, options: dict[str, Any], device: FileDevice) -> None:
         self.store = store
         self.device = device
         self.forest = Forest(store)
@@ -112,10 +119,14 @@ class Server:
             case "inodes":
                 return self.store.root(self.store.get_agent(arguments[0]).head).inodes
             case "is-asked":
-                return self.device is not None and self.device.asked.is_set()
+                assert isinstance(self.device, StalledDevice)
+                return self.device.asked.is_set()
             case "wake":
-                assert self.device is not None, "no disk stands still"
+                assert isinstance(self.device, StalledDevice)
                 self.device.woken.set()
+            case "refuse" | "accept":
+                assert isinstance(self.device, RefusingDevice)
+                self.device.refuses = command == "refuse"
             case "break":
                 self._break(arguments[0])
             case _:
@@ -177,12 +188,12 @@ def main() -> None:
     """Serve until stdin ends."""
     logging.basicConfig(level=logging.INFO)
     path, mountpoint, options = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-    device: StalledDevice | None = None
-    if (path / SEGMENT_FOLDER).exists():
-        device = StalledDevice(path / SEGMENT_FOLDER) if options.get("stalled") else None
-        store = Store.open(path, device=device)
-    else:
-        store = Store.create(path)
+    if not (path / SEGMENT_FOLDER).exists():
+        Store.create(path).close()
+    device = _DEVICES[options.get("disk", "healthy")](path / SEGMENT_FOLDER)
+    # A journal only where it matters that it can fail: without one nothing is written in between.
+    journal = isinstance(device, RefusingDevice)
+    store = Store.open(path, options=StoreOptions(journal=journal), device=device)
     server = Server(store, options, device)
     for agent in options.get("agents", []):
         if store.find_agent(agent) is None:

@@ -1,4 +1,4 @@
-"""Disks that are soon full, or stand still."""
+"""Disks that are soon full, stand still, or refuse."""
 
 import subprocess
 import threading
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from kaifs.base.errors import NoSpaceError
 from kaifs.blocks.device import FileDevice
 
 
@@ -42,3 +43,16 @@ class StalledDevice(FileDevice):
             fetch()
 
         return wait
+
+
+class RefusingDevice(FileDevice):
+    """A disk on which writes fail while it is told so, having written a part."""
+
+    refuses = False
+
+    def write(self, name: str, offset: int, payload: bytes) -> None:
+        """Write, or half of it and fail."""
+        if self.refuses:
+            super().write(name, offset, payload[: len(payload) // 2])
+            raise NoSpaceError("full")
+        super().write(name, offset, payload)

@@ -21,6 +21,7 @@ from kaifs.store.journal import SEQUENCE_STEP
 from kaifs.store.store import SEGMENT_FOLDER, Store, StoreOptions
 from kaifs.tree.fsck import check
 from kaifs.tree.tree import Tree
+from tests.store.disks import RefusingDevice
 from tests.tree.grove import DIRECTORY, FILE, Grove, listing
 
 OPTIONS = StoreOptions(journal=True)
@@ -696,18 +697,6 @@ def test_numbers_of_records_follow_each_other_over_commits(grove: Grove) -> None
 
 
 # --- a disk that refuses ----------------------------------------------------------------------
-
-
-class RefusingDevice(FileDevice):
-    """A disk on which writes fail while it is told so, having written a part."""
-
-    refuses = False
-
-    def write(self, name: str, offset: int, payload: bytes) -> None:
-        if self.refuses:
-            super().write(name, offset, payload[: len(payload) // 2])
-            raise NoSpaceError("full")
-        super().write(name, offset, payload)
 
 
 @pytest.fixture
