@@ -8,10 +8,12 @@ though nothing has changed, the listings of the directories that it comes to nex
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final
 
+from kaifs.base.errors import KaifsError
 from kaifs.base.types import KernelNode
 from kaifs.fuse.handlers import Handlers
 from kaifs.views.attributes import Attributes
@@ -23,6 +25,8 @@ LAPSE_S: Final = 1.0
 """Seconds without a sign of it after which a walk is over."""
 WALKS_MAX: Final = 8
 """Walks at once."""
+SEEN_MAX: Final = 1 << 16
+"""Directories of one walk; then it begins anew."""
 ASKED_MAX: Final = 1 << 15
 """Files whose last answer is remembered, some 130 bytes each."""
 ENTRIES_MAX: Final = 1024
@@ -31,6 +35,8 @@ LISTINGS_MAX: Final = 8 << 20
 """Bytes of replies that are kept."""
 LISTING_SIZE: Final = 512
 """Bytes that each takes besides."""
+NODE_SIZE: Final = 40
+"""Bytes that the number of each node in it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,7 @@ class Listings:
             return kept[1]
         made = make(node, cookie, room)
         if made.is_known:
-            self._room -= LISTING_SIZE + len(made.reply)
+            self._room -= LISTING_SIZE + len(made.reply) + NODE_SIZE * len(made.nodes)
             if self._room < 0:
                 self._kept.clear()
                 self._room = LISTINGS_MAX
@@ -137,6 +143,8 @@ class Walks:
         """Note that *pid*, walking, read of *folder*, and found the directories *below* there."""
         walk = self._walks[pid]
         walk.last = monotonic()
+        if len(walk.seen) >= SEEN_MAX:
+            walk.seen.clear()
         walk.seen.add(folder)
         if below:
             self._drop_listings(below)
@@ -153,12 +161,14 @@ class Walks:
         walk.last = now
         ahead: list[KernelNode] = []
         left = ENTRIES_MAX
-        for folder in self._namespace.folders_above(file):
-            if folder in walk.seen or left <= 0:
-                break
-            walk.seen.add(folder)
-            entries, below = self._namespace.folders_in(folder, left)
-            left -= entries
-            ahead += (one for one in below if one not in walk.seen)
+        # Damage on the way is for whoever comes there.
+        with suppress(KaifsError):
+            for folder in self._namespace.folders_above(file):
+                if folder in walk.seen or left <= 0:
+                    break
+                walk.seen.add(folder)
+                entries, below = self._namespace.folders_in(folder, left)
+                left -= entries
+                ahead += (one for one in below if one not in walk.seen)
         if ahead:
             self._drop_listings(ahead)

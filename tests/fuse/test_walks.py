@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import KernelNode
 from kaifs.fuse import walks
 from kaifs.fuse.handlers import Handlers
@@ -149,6 +150,32 @@ def test_memory_and_time_are_bounded(tree: Tree, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(walks, "ENTRIES_MAX", 2)
     tree.ask("a")
     assert tree.dropped == tree.nodes("a/below")
+
+
+def test_a_walk_that_sees_too_much_begins_anew(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "SEEN_MAX", 2)
+    tree.ask("a")
+    dropped = tree.dropped.copy()
+    tree.walks.listed(PID, tree.folders["b"], [])
+    tree.dropped.clear()
+
+    tree.ask("a")
+
+    assert tree.dropped == [node for node in dropped if node != tree.folders["b"]]
+
+
+def test_damage_ahead_does_not_fail_who_asks_for_a_file(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Namespace, node: KernelNode, limit: int) -> tuple[int, list[KernelNode]]:
+        raise StoreDamagedError("node 1 is missing")
+
+    monkeypatch.setattr(Namespace, "folders_in", broken)
+
+    tree.ask("a")
+
+    assert tree.walks.is_walking(PID)
+    assert not tree.dropped
 
 
 class Replies:
