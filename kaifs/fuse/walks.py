@@ -93,6 +93,11 @@ class _Walk:
     seen: set[KernelNode] = field(default_factory=set)
     """Directories below which all listings have been dropped."""
 
+    def see(self, folder: KernelNode) -> None:
+        if len(self.seen) >= SEEN_MAX:
+            self.seen.clear()
+        self.seen.add(folder)
+
 
 class Walks:
     """The walks of one connection."""
@@ -143,9 +148,7 @@ class Walks:
         """Note that *pid*, walking, read of *folder*, and found the directories *below* there."""
         walk = self._walks[pid]
         walk.last = monotonic()
-        if len(walk.seen) >= SEEN_MAX:
-            walk.seen.clear()
-        walk.seen.add(folder)
+        walk.see(folder)
         if below:
             self._drop_listings(below)
 
@@ -166,7 +169,7 @@ class Walks:
             for folder in self._namespace.folders_above(file):
                 if folder in walk.seen or left <= 0:
                     break
-                walk.seen.add(folder)
+                walk.see(folder)
                 entries, below = self._namespace.folders_in(folder, left)
                 left -= entries
                 ahead += (one for one in below if one not in walk.seen)
