@@ -4,7 +4,6 @@ xxh3 finds accidents and is nearly free (25 GB/s); it does not stop an
 attacker. SHA-256 seals: whatever a version's hash promises rests on it alone.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -48,4 +47,7 @@ class Sha256(Protocol):
 
 def sha256(payload: bytes | memoryview = b"") -> Sha256:
     """Return a SHA-256 that has taken in *payload*."""
+    # Not at the top: OpenSSL takes 6 ms to load, and few commands hash anything.
+    import hashlib
+
     return hashlib.sha256(payload)

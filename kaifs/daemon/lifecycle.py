@@ -40,7 +40,6 @@ from kaifs.control.messages import (
     error_of,
 )
 from kaifs.control.places import log_path, run_folder
-from kaifs.daemon.main import is_supervised, server_command
 from kaifs.daemon.options import MountOptions, parse_options
 from kaifs.linux.files import lock_owner
 from kaifs.linux.mounts import (
@@ -365,6 +364,8 @@ def _serve_here(store: Path, mountpoint: Path, options: MountOptions) -> None:
     Raises:
         KaifsError: It could not be mounted.
     """
+    from kaifs.daemon.main import is_supervised, server_command
+
     if not is_supervised(options.text):
         from kaifs.daemon.app import Settings, run
 

@@ -6,6 +6,7 @@ same command. Nothing is imported here that a supervisor does not need.
 
 import argparse
 import contextlib
+import gc
 import logging
 import sys
 import traceback
@@ -65,11 +66,15 @@ def _serve(args: argparse.Namespace) -> int:
     from kaifs.daemon.helper_process import start_helper
 
     helper = start_helper()
+    # What is loaded stays: looking for cycles in it is in vain, now and later.
+    gc.disable()
     from kaifs.base.errors import KaifsError
     from kaifs.daemon.app import Settings, run
     from kaifs.daemon.log import log_to_file
     from kaifs.daemon.options import parse_options
 
+    gc.freeze()
+    gc.enable()
     line, kept = None, None
     if args.supervisor_fd >= 0:
         line = Line.of(args.supervisor_fd)

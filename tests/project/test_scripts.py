@@ -1,5 +1,6 @@
 """The scripts that a newcomer runs."""
 
+import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -38,3 +39,14 @@ def test_setup_that_has_nothing_to_do_says_nothing_and_does_nothing() -> None:
 
     assert done.stdout + done.stderr == ""
     assert (ROOT / ".venv" / "stamp").stat().st_mtime_ns == before
+
+
+def test_setup_compiles_what_commands_load() -> None:
+    """Also where Python is told to write no bytecode: else each start compiles it anew."""
+    compiled = Path(importlib.util.cache_from_source(str(ROOT / "kaifs" / "daemon" / "app.py")))
+    compiled.unlink(missing_ok=True)
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+
+    subprocess.run([ROOT / "scripts" / "setup"], check=True, env=environment)
+
+    assert compiled.exists()
