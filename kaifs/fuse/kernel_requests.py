@@ -19,7 +19,7 @@ from kaifs.fuse.protocol import Init, Opcode, SetAttr
 from kaifs.fuse.walks import Listing, Listings, Walks
 from kaifs.store.payload import ColdBlockError
 from kaifs.tree.tree import AttributeChange
-from kaifs.views.attributes import Attributes, Caller, Listed
+from kaifs.views.attributes import LEAF_LINKS, Attributes, Caller, Listed
 from kaifs.views.namespace import Namespace
 
 MAX_WRITE: Final = 1 << 20
@@ -404,23 +404,25 @@ class Requests:
         if not self._walks.is_walking(pid):
             return make(node, cookie, room).reply
         found = self._listings.get(node, cookie, room, make)
-        self._walks.listed(pid, node, found.folders)
+        self._walks.listed(pid, node, found)
         return found.reply
 
     def _names(self, node: KernelNode, cookie: int, room: int) -> Listing:
         parts: list[bytes] = []
+        listed: list[Listed] = []
         for found in self._handlers.readdir(node, cookie):
             dirent = _dirent(found)
             room -= len(dirent)
             if room < 0:
                 break
             parts.append(dirent)
-        return Listing(b"".join(parts))
+            listed.append(found)
+        return Listing(b"".join(parts), (), *_folders(listed))
 
     def _entries(self, node: KernelNode, cookie: int, room: int) -> Listing:
         parts: list[bytes] = []
         nodes: list[KernelNode] = []
-        folders: list[KernelNode] = []
+        listed: list[Listed] = []
         is_known = True
         for found in self._handlers.readdir(node, cookie):
             attributes = found.attributes
@@ -433,12 +435,11 @@ class Requests:
             parts += (entry, dirent)
             if found.counted:
                 nodes.append(attributes.node)
-                if stat.S_ISDIR(attributes.mode):
-                    folders.append(attributes.node)
+                listed.append(found)
             elif found.name not in (b".", b".."):
                 is_known = False
         self._handlers.listed(nodes)
-        return Listing(b"".join(parts), nodes, folders, is_known)
+        return Listing(b"".join(parts), nodes, *_folders(listed), is_known)
 
     # --- inodes ------------------------------------------------------------------------
 
@@ -704,6 +705,12 @@ def _dirent(found: Listed) -> bytes:
     kind = stat.S_IFMT(found.attributes.mode) >> 12
     head = p.DIRENT.pack(found.attributes.st_ino, found.cookie, len(found.name), kind)
     return head + found.name + bytes(-len(found.name) % 8)
+
+
+def _folders(listed: list[Listed]) -> tuple[list[KernelNode], list[KernelNode]]:
+    """Return the directories among what was *listed*, and those of them that have some themselves."""
+    found = [one.attributes for one in listed if one.counted and stat.S_ISDIR(one.attributes.mode)]
+    return [one.node for one in found], [one.node for one in found if one.nlink > LEAF_LINKS]
 
 
 def _sized(value: bytes, room: int) -> bytes:

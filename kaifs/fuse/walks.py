@@ -47,7 +47,9 @@ class Listing:
     nodes: Sequence[KernelNode] = ()
     """Those that the kernel gets to know by it."""
     folders: Sequence[KernelNode] = ()
-    """The directories among them."""
+    """The directories in it."""
+    parents: Sequence[KernelNode] = ()
+    """Those of them that have directories themselves."""
     is_known: bool = True
     """Whether every entry could be told with its attributes."""
 
@@ -91,12 +93,22 @@ class _Walk:
     last: float
     """When there was a sign of it, by the monotonic clock."""
     seen: set[KernelNode] = field(default_factory=set)
-    """Directories below which all listings have been dropped."""
+    """Directories that were looked through for listings to drop."""
+    dropped: set[KernelNode] = field(default_factory=set)
+    """Directories whose listings have been dropped, and not been asked for since."""
 
     def see(self, folder: KernelNode) -> None:
         if len(self.seen) >= SEEN_MAX:
             self.seen.clear()
         self.seen.add(folder)
+
+    def drop(self, folders: Sequence[KernelNode]) -> list[KernelNode]:
+        """Return those of *folders* whose listings are still to be dropped; they count as dropped."""
+        if len(self.dropped) + len(folders) > SEEN_MAX:
+            self.dropped.clear()
+        fresh = [folder for folder in folders if folder not in self.dropped]
+        self.dropped.update(fresh)
+        return fresh
 
 
 class Walks:
@@ -144,13 +156,17 @@ class Walks:
             return False
         return True
 
-    def listed(self, pid: int, folder: KernelNode, below: Sequence[KernelNode]) -> None:
-        """Note that *pid*, walking, read of *folder*, and found the directories *below* there."""
+    def listed(self, pid: int, folder: KernelNode, found: Listing) -> None:
+        """Note that *pid*, walking, read of *folder*, and was told *found*.
+
+        Listings are dropped two levels down: with its listing the kernel drops the attributes of
+        a directory, and the listing of the one above brings them again.
+        """
         walk = self._walks[pid]
         walk.last = monotonic()
         walk.see(folder)
-        if below:
-            self._drop_listings(below)
+        walk.dropped.discard(folder)
+        self._drop(walk, found.folders, found.parents, ENTRIES_MAX)
 
     def _look_ahead(self, pid: int, file: KernelNode) -> None:
         """Drop the listings that a walk which has come to *file* needs next."""
@@ -163,6 +179,7 @@ class Walks:
             walk = self._walks[pid] = _Walk(now)
         walk.last = now
         ahead: list[KernelNode] = []
+        parents: list[KernelNode] = []
         left = ENTRIES_MAX
         # Damage on the way is for whoever comes there.
         with suppress(KaifsError):
@@ -170,8 +187,24 @@ class Walks:
                 if folder in walk.seen or left <= 0:
                     break
                 walk.see(folder)
-                entries, below = self._namespace.folders_in(folder, left)
-                left -= entries
-                ahead += (one for one in below if one not in walk.seen)
-        if ahead:
-            self._drop_listings(ahead)
+                found = self._namespace.folders_in(folder, left)
+                left -= found.entries
+                ahead += (one for one in found.folders if one not in walk.seen)
+                parents += found.parents
+        self._drop(walk, ahead, parents, left)
+
+    def _drop(
+        self, walk: _Walk, folders: Sequence[KernelNode], parents: Sequence[KernelNode], left: int
+    ) -> None:
+        """Drop the listings of *folders* and of what is in *parents*, looking at *left* entries."""
+        ahead = list(folders)
+        # As in `_look_ahead`.
+        with suppress(KaifsError):
+            for one in parents:
+                if one not in walk.seen and left > 0:
+                    walk.see(one)
+                    found = self._namespace.folders_in(one, left)
+                    left -= found.entries
+                    ahead += found.folders
+        if fresh := walk.drop(ahead):
+            self._drop_listings(fresh)

@@ -13,6 +13,9 @@ FOREVER_S: Final = 1_000_000_000.0
 BLOCK_SIZE: Final = 512
 """Unit of `blocks`. Source: stat(2)."""
 
+LEAF_LINKS: Final = 2
+"""Names of a directory without directories in it: its own, and `.`."""
+
 
 class Attributes(msgspec.Struct, frozen=True, gc=False):
     """One inode as the kernel sees it. Times are ns since 1970.

@@ -60,6 +60,7 @@ from kaifs.views.aliases import Aliases, ToldAliases
 from kaifs.views.attributes import (
     BLOCK_SIZE,
     FOREVER_S,
+    LEAF_LINKS,
     Attributes,
     Caller,
     FileSystemSpace,
@@ -151,6 +152,18 @@ class Squash:
     owner_uid: int
     """To whom what is made belongs."""
     owner_gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoldersIn:
+    """Directories in a directory."""
+
+    entries: int
+    """How many entries were looked through for them."""
+    folders: list[KernelNode]
+    """Those that the kernel knows."""
+    parents: list[KernelNode]
+    """Those of them that have directories themselves."""
 
 
 class Remembered(msgspec.Struct, frozen=True, array_like=True):
@@ -594,16 +607,18 @@ class Namespace:
         root = self._tree(root_id).root
         return root_id, root.changes, root.top
 
-    def folders_in(self, node: KernelNode, limit: int) -> tuple[int, list[KernelNode]]:
-        """Look through the first *limit* entries of a directory in a view.
-
-        Returns:
-            How many entries that were, and the directories among them that the kernel knows.
-        """
+    def folders_in(self, node: KernelNode, limit: int) -> FoldersIn:
+        """Look through the first *limit* entries of a directory in a view."""
         root, ino = self._split(node)
-        entries = list(islice(self._tree(root).entries(ino), limit))
-        nodes = (kernel_node(root, one.ino) for one in entries if one.type == stat.S_IFDIR)
-        return len(entries), [one for one in nodes if one in self.known]
+        tree = self._tree(root)
+        entries = list(islice(tree.entries(ino), limit))
+        found = FoldersIn(len(entries), [], [])
+        for one in entries:
+            if one.type == stat.S_IFDIR and (below := kernel_node(root, one.ino)) in self.known:
+                found.folders.append(below)
+                if tree.inode(one.ino).nlink > LEAF_LINKS:
+                    found.parents.append(below)
+        return found
 
     def _listed(self, node: KernelNode, kind: int) -> tuple[Attributes, bool]:
         """Return the attributes of what a listing names, and whether the kernel gets to know it.

@@ -4,17 +4,21 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 from msgspec import structs
 
 from kaifs.base.errors import StoreDamagedError
 from kaifs.base.types import KernelNode
+from kaifs.fuse import protocol as p
 from kaifs.fuse import walks
 from kaifs.fuse.handlers import Handlers
+from kaifs.fuse.kernel_requests import Features, Request, Requests
+from kaifs.fuse.protocol import Opcode
 from kaifs.fuse.walks import IN_ROW, LAPSE_S, Listing, Listings, Walks
 from kaifs.views.attributes import Attributes
-from kaifs.views.namespace import Namespace
+from kaifs.views.namespace import FoldersIn, Namespace
 from tests.fuse.conftest import MountedStore
 from tests.fuse.test_handlers import FILE, handlers_of
 from tests.views.conftest import USER, Site, walk
@@ -57,7 +61,7 @@ def tree(site: Site) -> Tree:
 
 
 def test_who_asks_for_what_was_told_walks(tree: Tree) -> None:
-    """The listings ahead are below the file's folder, beside it, and beside those above."""
+    """The listings ahead are below the file's folder, beside it and below that, and so on up."""
     tree.ask("a", IN_ROW - 1)
     assert not tree.dropped
     assert not tree.walks.is_walking(PID)
@@ -65,7 +69,7 @@ def test_who_asks_for_what_was_told_walks(tree: Tree) -> None:
     tree.walks.asked(PID, tree.files["a"])
 
     assert tree.walks.is_walking(PID)
-    assert tree.dropped == tree.nodes("a/below", "b", "c")
+    assert tree.dropped == tree.nodes("a/below", "b", "c", "b/below", "c/below")
 
 
 def test_what_is_new_makes_no_walk(tree: Tree) -> None:
@@ -88,7 +92,7 @@ def test_only_what_the_kernel_knows_is_dropped(tree: Tree) -> None:
 
     tree.ask("a")
 
-    assert tree.dropped == tree.nodes("a/below", "c")
+    assert tree.dropped == tree.nodes("a/below", "c", "c/below")
 
 
 def test_a_walk_looks_at_a_folder_once(tree: Tree) -> None:
@@ -96,21 +100,54 @@ def test_a_walk_looks_at_a_folder_once(tree: Tree) -> None:
     tree.dropped.clear()
 
     tree.ask("a")
-    assert not tree.dropped
     tree.ask("b")
-    assert tree.dropped == tree.nodes("b/below")
+
+    assert not tree.dropped
 
 
-def test_whoever_walks_and_lists_has_what_is_below_dropped(tree: Tree) -> None:
+def test_whoever_walks_and_lists_has_two_levels_below_dropped(tree: Tree) -> None:
+    """What goes with a listing that is dropped, attributes, the listing above it brings again."""
     tree.ask("a")
     tree.dropped.clear()
+    names = ["new", "new/leaf", "new/below", "new/below/lowest"]
+    for name in names:
+        above, _, last = name.rpartition("/")
+        parent = tree.folders[above] if above else tree.current
+        made = tree.handlers.mkdir_nowait(parent, last.encode(), DIRECTORY, USER)
+        tree.folders[name] = made.node
+    top = Listing(b"", folders=tree.nodes("b", "new"), parents=tree.nodes("b", "new"))
 
-    tree.walks.listed(PID, tree.folders["b"], tree.nodes("b/below"))
+    tree.walks.listed(PID, tree.current, top)
 
-    assert tree.dropped == tree.nodes("b/below")
+    assert tree.dropped == tree.nodes("new", "new/leaf", "new/below")
     tree.dropped.clear()
-    tree.ask("b")
-    assert not tree.dropped
+    below, parents = tree.nodes("new/leaf", "new/below"), tree.nodes("new/below")
+    tree.walks.listed(PID, tree.folders["new"], Listing(b"", folders=below, parents=parents))
+    assert tree.dropped == tree.nodes("new/below/lowest")
+    tree.dropped.clear()
+    tree.walks.listed(PID, tree.current, top)
+    assert tree.dropped == tree.nodes("new"), "it was asked for, so the kernel has it again"
+
+
+def test_a_listing_without_attributes_tells_of_folders_as_well(tree: Tree) -> None:
+    """The kernel asks so for all of a large directory but its first part."""
+    requests = Requests(
+        tree.handlers, Features(), AsyncMock(), lambda _node: None, lambda _node: None
+    )
+    tree.handlers.drop_listings = tree.dropped.extend
+    request = Request(memoryview(bytearray(p.BODY + p.READ_IN.size)))
+    request.pid, request.node = PID, tree.files["a"].node
+    for _ in range(IN_ROW + 1):
+        requests.table[Opcode.GETATTR](request)
+    new = tree.handlers.mkdir_nowait(tree.current, b"new", DIRECTORY, USER).node
+    leaf = tree.handlers.mkdir_nowait(new, b"leaf", DIRECTORY, USER).node
+    tree.dropped.clear()
+    p.READ_IN.pack_into(request.view, p.BODY, 0, 0, 4096)
+    request.node = tree.current
+
+    requests.table[Opcode.READDIR](request)
+
+    assert {new, leaf} <= set(tree.dropped)
 
 
 def test_a_walk_without_a_sign_of_it_is_over(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +192,7 @@ def test_memory_and_time_are_bounded(tree: Tree, monkeypatch: pytest.MonkeyPatch
 def test_a_walk_that_sees_too_much_begins_anew(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walks, "SEEN_MAX", 2)
     tree.ask("a")
-    tree.walks.listed(PID, tree.folders["b"], [])
+    tree.walks.listed(PID, tree.folders["b"], Listing(b""))
     tree.dropped.clear()
 
     tree.ask("a")
@@ -166,7 +203,7 @@ def test_a_walk_that_sees_too_much_begins_anew(tree: Tree, monkeypatch: pytest.M
 def test_damage_ahead_does_not_fail_who_asks_for_a_file(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Namespace, node: KernelNode, limit: int) -> tuple[int, list[KernelNode]]:
+    def broken(self: Namespace, node: KernelNode, limit: int) -> FoldersIn:
         raise StoreDamagedError("node 1 is missing")
 
     monkeypatch.setattr(Namespace, "folders_in", broken)
@@ -181,7 +218,7 @@ class Replies:
     """Counts how often a reply is made."""
 
     def __init__(self, reply: bytes, nodes: Sequence[KernelNode], *, is_known: bool = True) -> None:
-        self._listing = Listing(reply, nodes, (), is_known)
+        self._listing = Listing(reply, nodes, is_known=is_known)
         self.made = 0
 
     def make(self, node: KernelNode, cookie: int, room: int) -> Listing:

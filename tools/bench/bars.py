@@ -102,7 +102,8 @@ _ASKED_AFTER_CLOSE = (
 )
 _WALKED = (
     " Whoever walks and reads time and again has the listings ahead dropped, so that READDIRPLUS brings the attributes: "
-    "three messages a directory (listing, its end, the directory's own attributes), and 1 µs a file in the kernel."
+    "two messages a directory, its listing and the end of that, and 1 µs a file in the kernel. Where a program asks for "
+    "holes (LSEEK), what the kernel may have gathered of the file must be sent first, and its pages go with that."
 )
 
 LIMITS = {
