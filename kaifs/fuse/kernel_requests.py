@@ -8,10 +8,11 @@ import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from kaifs.base.errors import MountFailedError, SealedError
+from kaifs.base.errors import MountFailedError, PastEndError, SealedError
 from kaifs.base.types import NAME_MAX, KernelNode
 from kaifs.fuse import protocol as p
 from kaifs.fuse.handlers import Handlers
@@ -168,6 +169,7 @@ class Requests:
         forget_pages: Callable[[KernelNode], Awaitable[None]],
         discard_pages: Callable[[KernelNode], None],
         forget_attributes: Callable[[KernelNode], None],
+        retrieve: Callable[[int, KernelNode, int], bool],
     ) -> None:
         """Answer with *handlers*.
 
@@ -178,6 +180,8 @@ class Requests:
                 its pages; waits for that.
             discard_pages: The same without waiting.
             forget_attributes: Has the kernel ask for a node's attributes again. Never blocks.
+            retrieve: Has the kernel say whether it has a byte of a node in memory, by a request
+                NOTIFY_REPLY of that `unique`; false: it will not. Never blocks.
         """
         handlers.are_opens_told = not features.zero_message_open
         self._handlers = handlers
@@ -185,6 +189,10 @@ class Requests:
         self._forget_pages = forget_pages
         self._discard_pages = discard_pages
         self._forget_attributes = forget_attributes
+        self._retrieve = retrieve
+        self._supposed: dict[int, tuple[KernelNode, int, int]] = {}
+        """By the `unique` of an LSEEK: node, offset, and the hole that there is unless the kernel
+        has it in memory."""
         self._walks = Walks(handlers.namespace, lambda nodes: handlers.drop_listings(nodes))
         self._listings = Listings(handlers)
         self._setxattr_size = p.SETXATTR_SHORT
@@ -216,6 +224,7 @@ class Requests:
             Opcode.READ: self._read,
             Opcode.WRITE: self._write,
             Opcode.LSEEK: self._lseek,
+            Opcode.NOTIFY_REPLY: self._retrieved,
             Opcode.FALLOCATE: self._fallocate,
             Opcode.COPY_FILE_RANGE: lambda r: p.TWO_U32.pack(self._copy_range(r), 0),
             Opcode.COPY_FILE_RANGE_64: lambda r: p.U64.pack(self._copy_range(r)),
@@ -573,12 +582,34 @@ class Requests:
         handlers, node, hole = self._handlers, request.node, whence == os.SEEK_HOLE
         if not handlers.is_written(node):
             return p.U64.pack(handlers.seek(node, offset, hole=hole))
+        # The kernel asks without having sent what it gathered, a new size included. By that, data
+        # does not become a hole, nor a hole of which the kernel has nothing become data.
+        with suppress(PastEndError):
+            found = handlers.seek(node, offset, hole=hole)
+            if not hole and found == offset:
+                return p.U64.pack(found)
+            if hole and self._retrieve(request.unique, node, found):
+                self._supposed[request.unique] = node, offset, found
+                return None
+        return self._seek_in_sent(node, offset, hole=hole)
 
+    def _retrieved(self, request: Request) -> Reply:
+        """Answer the LSEEK that had the kernel asked what it has."""
+        supposed = self._supposed.pop(request.unique, None)
+        if supposed is None:
+            # A former server had it asked; the LSEEK comes again.
+            return None
+        node, offset, found = supposed
+        _, size = p.RETRIEVE_IN.unpack_from(request.view, p.BODY)
+        if size == 0:
+            return p.U64.pack(found)
+        return self._seek_in_sent(node, offset, hole=True)
+
+    def _seek_in_sent(self, node: KernelNode, offset: int, *, hole: bool) -> Later:
         async def work() -> bytes:
-            # The kernel asks without having sent what it gathered, a new size included, and
-            # holds the inode's lock, which syncing it would take.
+            # Not by syncing it, which would take the inode's lock: who asks holds that.
             await self._forget_pages(node)
-            return p.U64.pack(handlers.seek(node, offset, hole=hole))
+            return p.U64.pack(self._handlers.seek(node, offset, hole=hole))
 
         return Later(work)
 

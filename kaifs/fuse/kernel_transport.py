@@ -112,6 +112,7 @@ class KernelConnection:
             self._forget_pages,
             self._discard_pages,
             self._forget_attributes,
+            self._retrieve,
         )
         self._table = self._requests.table
         os.set_blocking(fd, False)
@@ -454,6 +455,14 @@ class KernelConnection:
         # Without a range it looks at no page and takes no lock that a request may hold.
         with contextlib.suppress(FileNotFoundError):
             self._notify(p.Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(node, -1, 0))
+
+    def _retrieve(self, unique: int, node: KernelNode, offset: int) -> bool:
+        # Looks at no more than the size and the list of pages, without a lock.
+        try:
+            self._notify(p.Notify.RETRIEVE, p.NOTIFY_RETRIEVE.pack(unique, node, offset, 1))
+        except OSError:
+            return False
+        return True
 
     def expire_names(self) -> None:
         """Let the kernel look every name up again; what is found stays the same inode.

@@ -72,6 +72,10 @@ NOTIFY_INVAL_INODE: Final = Struct("=Qqq")
 """ino, off, len."""
 NOTIFY_INVAL_ENTRY: Final = Struct("=QII")
 """parent, namelen, flags; then the name and a zero byte."""
+NOTIFY_RETRIEVE: Final = Struct("=QQQI4x")
+"""notify_unique, nodeid, offset, size. A request NOTIFY_REPLY answers, with that `unique`."""
+RETRIEVE_IN: Final = Struct("=8xQI")
+"""offset, size; then padding and the bytes."""
 
 
 class Opcode(IntEnum):
@@ -108,6 +112,7 @@ class Opcode(IntEnum):
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    NOTIFY_REPLY = 41
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
@@ -130,6 +135,7 @@ LOOKS: Final = frozenset(
         Opcode.OPEN,
         Opcode.READ,
         Opcode.LSEEK,
+        Opcode.NOTIFY_REPLY,
         Opcode.STATFS,
         Opcode.GETXATTR,
         Opcode.LISTXATTR,
@@ -145,6 +151,7 @@ class Notify(IntEnum):
 
     INVAL_INODE = 2
     INVAL_ENTRY = 3
+    RETRIEVE = 5
     RESEND = 7
     INC_EPOCH = 8
 

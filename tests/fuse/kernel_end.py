@@ -12,6 +12,7 @@ from kaifs.fuse import protocol as p
 from kaifs.fuse.handlers import Handlers
 from kaifs.fuse.kernel_requests import Features
 from kaifs.fuse.kernel_transport import KernelConnection
+from kaifs.fuse.protocol import Opcode
 from kaifs.fuse.transports import NO_HURRY, Pace
 
 _REPLY_MAX = 1 << 21
@@ -60,7 +61,16 @@ class KernelEnd:
                 return found
             size, error, unique = p.OUT_HEADER.unpack_from(message)
             assert size == len(message)
-            found.append(Answer(unique, error, message[p.OUT_HEADER.size :]))
+            body = message[p.OUT_HEADER.size :]
+            found.append(Answer(unique, error, body))
+            if unique == 0 and error == p.Notify.RETRIEVE:
+                self._retrieved(*p.NOTIFY_RETRIEVE.unpack(body))
+
+    def _retrieved(self, unique: int, node: int, offset: int, size: int) -> None:
+        """Answer as who has no page of any file."""
+        body = p.RETRIEVE_IN.pack(offset, 0).ljust(40, b"\0")
+        header = p.IN_HEADER.pack(p.BODY + len(body), Opcode.NOTIFY_REPLY, unique, node, 0, 0, 0)
+        self.send_raw(header + body)
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[None]:

@@ -19,7 +19,7 @@ from tests.fuse.kernel_end import KernelEnd
 from tests.views.conftest import USER, Site, walk
 from tests.views.plain_actions import PlainActions
 
-UNANSWERED = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT}
+UNANSWERED = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
 ERRNO_MAX = 4095
 READ_MAX = 1 << 20
 """What the kernel asks for at most (max_pages of INIT)."""

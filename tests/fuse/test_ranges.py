@@ -4,8 +4,10 @@ import errno
 import fcntl
 import mmap
 import os
+import random
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,95 @@ def test_holes_are_told_also_of_what_the_kernel_has_not_sent(
         assert found == [(0, size)]
     assert os.pread(fd, 5, MIB) == b"data!"
     os.close(fd)
+
+
+@pytest.fixture
+def unasked(tmp_path: Path) -> Iterator[MountedStore]:
+    """A mount on which files are opened without a message: any may have been written."""
+    mounted = MountedStore(tmp_path, {"transport": "kernel", "agent": "bot", "view": "current"})
+    yield mounted
+    mounted.end()
+
+
+def test_who_asks_for_holes_keeps_the_pages(unasked: MountedStore) -> None:
+    path = unasked.mountpoint / "file"
+    path.write_bytes(b"x" * 100_001)
+    fd = os.open(path, os.O_RDONLY)
+    os.read(fd, 200_000)
+    before = unasked.counts()
+
+    assert os.lseek(fd, 5, os.SEEK_DATA) == 5
+    assert os.lseek(fd, 5, os.SEEK_HOLE) == 100_001
+    os.pread(fd, 200_000, 0)
+
+    spent = unasked.counts() - before
+    assert spent["LSEEK"] == 2
+    assert spent["READ"] == 0
+    os.close(fd)
+
+
+def test_what_the_kernel_has_behind_the_end_is_no_hole(unasked: MountedStore) -> None:
+    path = unasked.mountpoint / "file"
+    path.write_bytes(b"x" * 5000)
+    fd = os.open(path, os.O_RDWR)
+    os.lseek(fd, 0, os.SEEK_END)
+    for _ in range(3):
+        os.write(fd, b"y" * 3000)
+        size = os.fstat(fd).st_size
+        assert os.lseek(fd, 0, os.SEEK_HOLE) == size
+
+        os.lseek(fd, 0, os.SEEK_END)
+    # Behind a gap, of which the kernel has nothing.
+    os.pwrite(fd, b"z", 4 * MIB)
+    assert 14_000 <= os.lseek(fd, 0, os.SEEK_HOLE) <= 16_384
+    assert os.lseek(fd, MIB, os.SEEK_DATA) == 4 * MIB
+    os.close(fd)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_byte_lies_in_a_hole(unasked: MountedStore, seed: int) -> None:
+    """Whatever of it the kernel has sent, keeps, or has mapped."""
+    chance = random.Random(seed)
+    path, limit, model = unasked.mountpoint / "file", MIB // 2, bytearray()
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    for _ in range(60):
+        start = chance.randrange(limit)
+        stop = min(start + chance.choice((1, 100, 5000, 70_000)), limit)
+        length = stop - start
+        match chance.choice(("write", "write", "map", "punch", "cut", "read", "reopen", "sync")):
+            case "write":
+                model.extend(bytes(max(0, stop - len(model))))
+                model[start:stop] = b"w" * length
+                os.pwrite(fd, b"w" * length, start)
+            case "map" if stop <= len(model):
+                model[start:stop] = b"m" * length
+                with mmap.mmap(fd, len(model)) as mapping:
+                    mapping[start:stop] = b"m" * length
+            case "punch" if stop <= len(model):
+                model[start:stop] = bytes(length)
+                fallocate(fd, FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, start, length)
+            case "cut":
+                del model[start:]
+                model.extend(bytes(start - len(model)))
+                os.ftruncate(fd, start)
+            case "read":
+                assert os.pread(fd, length, start) == model[start:stop]
+            case "reopen":
+                os.close(fd)
+                fd = os.open(path, os.O_RDWR)
+            case "sync":
+                os.fsync(fd)
+        if model:
+            # First of all: what is asked for afterwards may have the rest sent.
+            hole = os.lseek(fd, chance.randrange(len(model)), os.SEEK_HOLE)
+            assert hole == len(model) or not model[hole]
+        left = bytearray(model)
+        for begin, end in segments(fd):
+            left[begin:end] = bytes(end - begin)
+        assert not any(left), f"data in a hole at {next(i for i, byte in enumerate(left) if byte)}"
+        assert os.fstat(fd).st_size == len(model)
+    os.close(fd)
+    assert path.read_bytes() == model
 
 
 def test_seeking_past_the_end_is_refused(folder: Path) -> None:

@@ -132,7 +132,12 @@ def test_whoever_walks_and_lists_has_two_levels_below_dropped(tree: Tree) -> Non
 def test_a_listing_without_attributes_tells_of_folders_as_well(tree: Tree) -> None:
     """The kernel asks so for all of a large directory but its first part."""
     requests = Requests(
-        tree.handlers, Features(), AsyncMock(), lambda _node: None, lambda _node: None
+        tree.handlers,
+        Features(),
+        AsyncMock(),
+        lambda _node: None,
+        lambda _node: None,
+        lambda _unique, _node, _offset: False,
     )
     tree.handlers.drop_listings = tree.dropped.extend
     request = Request(memoryview(bytearray(p.BODY + p.READ_IN.size)))

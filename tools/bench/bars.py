@@ -102,8 +102,7 @@ _ASKED_AFTER_CLOSE = (
 )
 _WALKED = (
     " Whoever walks and reads time and again has the listings ahead dropped, so that READDIRPLUS brings the attributes: "
-    "two messages a directory, its listing and the end of that, and 1 µs a file in the kernel. Where a program asks for "
-    "holes (LSEEK), what the kernel may have gathered of the file must be sent first, and its pages go with that."
+    "two messages a directory, its listing and the end of that, and 1 µs a file in the kernel."
 )
 
 LIMITS = {
