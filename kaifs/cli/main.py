@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_helper = os.path.basename(sys.argv[0]) == MOUNT_HELPER
     if is_helper:
         # mount(8) keeps `dev` and `suid` to itself, as they are its defaults, and passes their
-        # opposites on; fusermount3 lets nobody but root have them.
-        arguments[:0] = ["mount", *(["-o", "dev,suid"] if os.geteuid() == 0 else [])]
+        # opposites on; fusermount3 lets nobody but root have them. Like mount(8) it says nothing.
+        arguments[:0] = ["mount", "--quiet", *(["-o", "dev,suid"] if os.geteuid() == 0 else [])]
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="surrogateescape")

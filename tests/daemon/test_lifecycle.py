@@ -96,7 +96,11 @@ def test_a_mount_does_not_wait_for_a_daemon_that_is_mounted_elsewhere(
 @pytest.mark.parametrize("transport", ["pyfuse3", "kernel"])
 @pytest.mark.parametrize("given", [(), ("nodev", "nosuid")])
 def test_through_mount_8_devices_and_set_id_work_unless_they_are_refused(
-    site: Site, monkeypatch: pytest.MonkeyPatch, transport: str, given: tuple[str, ...]
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    transport: str,
+    given: tuple[str, ...],
 ) -> None:
     """Source: mount(8), `defaults`. It keeps `dev` and `suid` to itself, and passes the others on."""
     monkeypatch.setattr("sys.argv", ["/usr/sbin/mount.kaifs"])
@@ -106,7 +110,7 @@ def test_through_mount_8_devices_and_set_id_work_unless_they_are_refused(
 
     flags = os.statvfs(site.mountpoint).f_flag
     site.umount()
-    assert status == 0
+    assert (status, capsys.readouterr().out) == (0, "")
     assert bool(flags & os.ST_NODEV) == ("nodev" in given)
     assert bool(flags & os.ST_NOSUID) == ("nosuid" in given)
 
