@@ -285,8 +285,11 @@ def umount(
         _unmount_foreign(entry, lazy=lazy)
         return Unmounted(mountpoint, has_ended=False, is_gone=not lazy)
     result = shutdown(store, lazy=lazy, mountpoint=str(mountpoint))
-    if not result.ends:
-        return Unmounted(mountpoint, has_ended=False, is_gone=result.is_gone)
+    ends, is_gone = result.ends, result.is_gone
+    if not is_gone and _remove_leftovers(store):
+        ends, is_gone = _wait_gone(store, entry)
+    if not ends:
+        return Unmounted(mountpoint, has_ended=False, is_gone=is_gone)
     for process in info.processes:
         if not wait_end(process, END_TIMEOUT_S):
             raise DaemonError(f"{store}: process {process.pid} does not end")
@@ -298,6 +301,28 @@ def umount(
         raise DaemonError(f"{store}: {owner} does not end")
     _reap()
     return Unmounted(mountpoint, has_ended=True)
+
+
+def _remove_leftovers(store: Path) -> bool:
+    """End what sandboxes have left whose warden has died; return whether there was something.
+
+    Each has a copy of every mount there was when it started, which keeps the server there.
+    """
+    # Not at the top: only needed when something went wrong, and it takes long to load.
+    from kaifs.sandbox.janitor import clean
+
+    return bool(clean(read_superblock(store).uuid.hex(), containers=False))
+
+
+def _wait_gone(store: Path, entry: MountEntry) -> tuple[bool, bool]:
+    """Wait until nobody serves *entry*; return whether no server is left, and whether it came so."""
+    deadline = time.monotonic() + UNMOUNTED_TIMEOUT_S
+    while time.monotonic() < deadline:
+        info = read_info(store)
+        if info is None or not _serves(info, entry):
+            return info is None, True
+        time.sleep(RESTART_POLL_S)
+    return False, False
 
 
 # --- before a mount -----------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 Mostly there is nothing: mounts end with their namespace, the network with its
 process, and processes with the thread that started them. What can be left are
-control groups, containers, and processes if the warden died within the few
-instructions before they are bound to it.
+control groups, containers, and the sandbox's first process if the warden died
+just when bubblewrap had forked it: it waits for a word of bubblewrap's.
 """
 
 import os

@@ -27,7 +27,9 @@ from kaifs.daemon import lifecycle
 from kaifs.linux.files import lock_owner
 from kaifs.linux.mounts import find_mount
 from kaifs.linux.processes import is_running, send_signal
+from kaifs.sandbox.names import VARIABLE, new_name
 from kaifs.store.store import LOCK_NAME, Store
+from kaifs.store.superblock import read_superblock
 from tests.daemon.site import Site, is_dead, kill, wait_ended, wait_until
 
 pytestmark = pytest.mark.fuse
@@ -113,6 +115,30 @@ def test_through_mount_8_devices_and_set_id_work_unless_they_are_refused(
     assert (status, capsys.readouterr().out) == (0, "")
     assert bool(flags & os.ST_NODEV) == ("nodev" in given)
     assert bool(flags & os.ST_NOSUID) == ("nosuid" in given)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("lazy", [False, True])
+def test_what_a_dead_warden_has_left_does_not_keep_the_server(mounted: Site, lazy: bool) -> None:
+    """A sandbox's process that is not bound to its warden yet has a copy of all mounts."""
+    label = read_superblock(mounted.store).uuid.hex()
+    with subprocess.Popen(["sleep", "1000"]) as warden:
+        name = str(new_name(label, warden.pid))
+        warden.kill()
+    said = ["sh", "-c", "echo up; exec sleep 1000"]
+    with subprocess.Popen(
+        ["unshare", "--mount", *said], env={**os.environ, VARIABLE: name}, stdout=subprocess.PIPE
+    ) as left:
+        assert left.stdout is not None
+        assert left.stdout.readline() == b"up\n"
+        try:
+            unmounted = lifecycle.umount(mounted.mountpoint, lazy=lazy)
+        finally:
+            left.kill()
+
+    assert unmounted.has_ended
+    assert left.returncode == -signal.SIGKILL
+    assert ended(mounted)
 
 
 def test_the_helper_holds_neither_the_device_nor_the_store(mounted: Site) -> None:
